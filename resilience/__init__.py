@@ -1,0 +1,73 @@
+"""Guards and strategies for async callables: rate limits, breakers, storm guards, bulkheads, retries, timeouts.
+
+Every one takes its clock as an argument, works on asyncio and trio, and may be shared between tasks, threads and event
+loops. Compose them with `Policy`; each is a decorator, has `call`, and guards are context managers too.
+"""
+
+from __future__ import annotations
+
+from resilience.bulkhead import Bulkhead
+from resilience.circuit_breaker import CircuitBreaker, CircuitState, Isolation
+from resilience.clock import CallbackClock, Clock, SystemClock
+from resilience.errors import (
+    BulkheadFullError,
+    CircuitOpenError,
+    RateLimitedError,
+    RejectedError,
+    ResilienceError,
+    StormError,
+    TimeoutExceededError,
+)
+from resilience.guarded_deque import AsyncGuardedDeque
+from resilience.layer import Guard, Layer, LayerKind, Permit, Statistics, Strategy
+from resilience.machines.backoff import Backoff, ConstantBackoff, ExponentialBackoff
+from resilience.machines.decision import NeverFits, NotUntil
+from resilience.machines.tripping import ConsecutiveFailures, CountWindow, FailureRate, SlowCallRate, TimeWindow
+from resilience.outcome import Verdict
+from resilience.policy import Policy
+from resilience.rate_limiter import RateLimiter, Reservation
+from resilience.retry import Retry, RetryBudget
+from resilience.storm_guard import StormGuard
+from resilience.timeout import Timeout
+
+__all__ = [
+    "AsyncGuardedDeque",
+    "Backoff",
+    "Bulkhead",
+    "BulkheadFullError",
+    "CallbackClock",
+    "CircuitBreaker",
+    "CircuitOpenError",
+    "CircuitState",
+    "Clock",
+    "ConsecutiveFailures",
+    "ConstantBackoff",
+    "CountWindow",
+    "ExponentialBackoff",
+    "FailureRate",
+    "Guard",
+    "Isolation",
+    "Layer",
+    "LayerKind",
+    "NeverFits",
+    "NotUntil",
+    "Permit",
+    "Policy",
+    "RateLimitedError",
+    "RateLimiter",
+    "RejectedError",
+    "Reservation",
+    "ResilienceError",
+    "Retry",
+    "RetryBudget",
+    "SlowCallRate",
+    "Statistics",
+    "StormError",
+    "StormGuard",
+    "Strategy",
+    "SystemClock",
+    "TimeWindow",
+    "Timeout",
+    "TimeoutExceededError",
+    "Verdict",
+]

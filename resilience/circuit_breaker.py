@@ -1,0 +1,435 @@
+"""CircuitBreaker: stop calling what is down, and find out gently when it is up again.
+
+Rules of this module: the transitions are `machines.breaker`'s; here are the clock, the lock, the verdicts and the
+listeners. Changes are queued under the lock and announced after it was released, once each and in order.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import random as random_module
+from typing import TYPE_CHECKING
+
+from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
+from resilience.errors import CircuitOpenError
+from resilience.events import StateChanged, calls_for
+from resilience.layer import Guard, LayerKind, Permit, Statistics
+from resilience.machines.backoff import Backoff
+from resilience.machines.breaker import Breaker, CircuitState
+from resilience.machines.checks import positive, positive_int
+from resilience.machines.decision import NeverFits, NotUntil
+from resilience.machines.tripping import ConsecutiveFailures, FailureRate, SlowCallRate, TripCondition
+from resilience.outcome import Verdict, any_exception, verdict_of_exception, verdict_of_result
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from types import TracebackType
+    from typing import Self
+
+    from resilience.clock import Clock
+
+__all__ = ["CircuitBreaker", "CircuitState", "Isolation"]
+
+# Looked up once: an attribute of an enum costs as much as the rest of the fast path.
+_CLOSED, _SUCCESS = CircuitState.CLOSED, Verdict.SUCCESS
+
+
+class _Admission(Permit):
+    """A permit that knows which probe it is (0: none) and when the call started."""
+
+    __slots__ = ("probe", "started_ns")
+
+    def __init__(self, breaker: CircuitBreaker, generation: int, probe: int, started_ns: int) -> None:
+        self.guard = breaker
+        self.generation = generation
+        self.settled = False
+        self.probe = probe
+        self.started_ns = started_ns
+
+
+class CircuitBreaker(Guard):
+    """Refuse calls while their callee is failing, and probe it before trusting it again.
+
+    Args:
+        failure_threshold: consecutive failures that open the circuit; `trip` takes its place.
+        recovery_timeout: seconds for which an open circuit refuses everything, before it lets probes through.
+        name: what errors and events call it.
+        half_open_max_calls: probes under way at a time.
+        success_threshold: successful probes that close the circuit.
+        trip: when to open instead: ConsecutiveFailures, FailureRate or SlowCallRate, or several, of which any will do.
+        is_failure: tells whether an Exception counts as a failure; one that does not counts as nothing. It may also
+            return a `Verdict`. By default every Exception counts. Rejections and cancellations never do.
+        is_failure_result: the same for results, none of which is a failure by default.
+        slow_call_duration: seconds from which on a call is slow; needed by SlowCallRate. A slow probe has failed.
+        probe_timeout: seconds after which a probe that was not settled counts as failed (default: `recovery_timeout`).
+        recovery_backoff: makes the circuit stay open longer each time its probes fail again; never shorter than
+            `recovery_timeout`.
+        on_state_change: called with (breaker, old, new) after each change. It may use the breaker; what it raises is
+            logged.
+        clock: where time comes from.
+        random: where the jitter of `recovery_backoff` comes from.
+
+    Example:
+        >>> breaker = CircuitBreaker(failure_threshold=1, recovery_timeout=60.0)
+        >>> with breaker:
+        ...     pass
+        >>> breaker.state.value
+        'closed'
+
+    Sources: M. Nygard, "Release It!"; the windows are resilience4j's, the generations gobreaker's.
+
+    """
+
+    __slots__ = (
+        "_admissions",
+        "_cancelled",
+        "_failed",
+        "_forgets_on_success",
+        "_ignored",
+        "_is_failure",
+        "_is_failure_result",
+        "_last_failure_ns",
+        "_line",
+        "_machine",
+        "_on_state_change",
+        "_random",
+        "_slow_ns",
+        "_succeeded",
+        "clock",
+    )
+
+    kind = LayerKind.CIRCUIT_BREAKER
+    error = CircuitOpenError
+
+    def __init__(
+        self,
+        failure_threshold: int = 5,
+        recovery_timeout: float = 60.0,
+        *,
+        name: str = "",
+        half_open_max_calls: int = 1,
+        success_threshold: int = 1,
+        trip: TripCondition | Iterable[TripCondition] | None = None,
+        is_failure: Callable[[Exception], bool | Verdict] = any_exception,
+        is_failure_result: Callable[[object], bool | Verdict] | None = None,
+        slow_call_duration: float | None = None,
+        probe_timeout: float | None = None,
+        recovery_backoff: Backoff | None = None,
+        on_state_change: Callable[[CircuitBreaker, CircuitState, CircuitState], object] | None = None,
+        clock: Clock | None = None,
+        random: random_module.Random | None = None,
+    ) -> None:
+        positive_int("failure_threshold", failure_threshold)
+        positive("recovery_timeout", recovery_timeout)
+        if probe_timeout is not None:
+            positive("probe_timeout", probe_timeout)
+        if recovery_backoff is not None and not isinstance(recovery_backoff, Backoff):
+            msg = f"recovery_backoff must be a backoff such as ExponentialBackoff(), not {recovery_backoff!r}"
+            raise ValueError(msg)
+        for argument, value in (
+            ("is_failure", is_failure),
+            ("is_failure_result", is_failure_result),
+            ("on_state_change", on_state_change),
+        ):
+            if value is not None and not callable(value):
+                msg = f"{argument} must be callable, not {value!r}"
+                raise ValueError(msg)
+        conditions = _conditions(trip, failure_threshold)
+        self._slow_ns = _slow_ns(slow_call_duration, conditions)
+        self._machine = Breaker(
+            conditions=conditions,
+            recovery_ns=nanoseconds(recovery_timeout),
+            probe_limit=positive_int("half_open_max_calls", half_open_max_calls),
+            success_threshold=positive_int("success_threshold", success_threshold),
+            probe_for_ns=nanoseconds(recovery_timeout if probe_timeout is None else probe_timeout),
+            backoff=recovery_backoff,
+        )
+        super().__init__(name)
+        self.clock: Clock = SystemClock() if clock is None else clock
+        self._line = MonotoneLine(self.clock.monotonic_ns())
+        self._is_failure = is_failure
+        self._is_failure_result = is_failure_result
+        self._on_state_change = on_state_change
+        self._random = random_module.Random() if random is None else random
+        self._last_failure_ns: int | None = None
+        # Counts without the lock: next() on it is one step. What it has come to, only its repr tells without counting.
+        self._admissions = itertools.count()
+        self._forgets_on_success = is_failure_result is None and all(
+            isinstance(condition, ConsecutiveFailures) for condition in conditions
+        )
+        self._succeeded = self._failed = self._ignored = self._cancelled = 0
+
+    # -- what it is now ---------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> CircuitState:
+        """The state now: an open circuit whose time is over reads half-open. Any thread."""
+        with self._lock:
+            self._tick(self._line.at(self.clock.monotonic_ns()))
+            state = self._machine.state
+        self._after()
+        return state
+
+    @property
+    def failure_count(self) -> int:
+        """The failures counted against the circuit: consecutive ones, or those in the window."""
+        return self._machine.tripwire.failures
+
+    @property
+    def last_failure_time(self) -> float | None:
+        """When a call last failed, in Unix seconds; None if none has."""
+        return None if self._last_failure_ns is None else seconds(self._last_failure_ns)
+
+    def retry_after(self) -> float:
+        """Return in how many seconds a call may be let through; 0 unless open, infinite while isolated."""
+        with self._lock:
+            now_ns = self._line.at(self.clock.monotonic_ns())
+            self._tick(now_ns)
+            state, ready_at = self._machine.state, self._machine.ready_at()
+        self._after()
+        if state is CircuitState.ISOLATED:
+            return math.inf
+        return 0.0 if ready_at is None else seconds(max(0, ready_at - now_ns))
+
+    def statistics(self) -> Statistics:
+        """Return a frozen snapshot: decisions, verdicts that counted, contention, and the probes under way."""
+        return Statistics(
+            admitted=int(repr(self._admissions)[len("count(") : -1]),
+            rejected=self._rejected,
+            succeeded=self._succeeded,
+            failed=self._failed,
+            ignored=self._ignored,
+            cancelled=self._cancelled,
+            contended=self._contended,
+            in_use=self._machine.probes,
+        )
+
+    # -- by hand ----------------------------------------------------------------------------------------------------
+
+    def try_admit(self) -> Permit | None:
+        """Return a permit to be settled by hand, or None. Never waits; not a checkpoint; any thread."""
+        decision = self.admit(self.clock.monotonic_ns())
+        if isinstance(decision, Permit):
+            return decision
+        self.refuse(decision)
+        return None
+
+    def isolate(self) -> Isolation:
+        """Refuse every call until the isolation returned is lifted; the circuit stays isolated until the last one is.
+
+        Use it as a context manager, or call its `lift()`. Then the circuit is what it was before: closed or open.
+        """
+        with self._lock:
+            now_ns = self._line.at(self.clock.monotonic_ns())
+            self._tick(now_ns)
+            self._machine.isolate(now_ns)
+            self._announce()
+        self._after()
+        return Isolation(self)
+
+    def _lift(self) -> None:
+        with self._lock:
+            now_ns = self._line.at(self.clock.monotonic_ns())
+            self._machine.lift(now_ns)
+            self._tick(now_ns)
+            self._announce()
+        self._after()
+
+    def reset(self) -> None:
+        """Close the circuit and forget all failures; outcomes of calls under way no longer count. Isolations stay."""
+        with self._lock:
+            now_ns = self._line.at(self.clock.monotonic_ns())
+            self._tick(now_ns)
+            self._machine.reset(now_ns)
+            self._announce()
+        self._after()
+
+    # -- as a layer -------------------------------------------------------------------------------------------------
+
+    def admit(self, now_ns: int, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - every call weighs the same
+        """Decide at once whether a call may run."""
+        machine = self._machine
+        # Through a closed circuit without the lock. The generation is read first: if the state changes after that, the
+        # permit is merely stale, and what comes of the call does not count; that the circuit was closed when the
+        # state was read is all that it takes to admit.
+        generation = machine.generation
+        if machine.state is _CLOSED:
+            next(self._admissions)
+            if self._slow_ns is None:
+                return Permit(self, generation)
+            return _Admission(self, generation, 0, now_ns)
+        contended = self._lock.locked()
+        decision: Permit | NotUntil
+        with self._lock:
+            if contended:
+                self._contended += 1
+            line_ns = self._line.at(now_ns)
+            self._tick(line_ns)
+            probe = machine.admit(line_ns)
+            if probe is None:
+                decision = NotUntil(machine.ready_at())
+            else:
+                next(self._admissions)
+                decision = _Admission(self, machine.generation, probe, now_ns)
+        if self._pending:
+            self._after()
+        return decision
+
+    def settle(self, permit: Permit, verdict: Verdict) -> None:
+        """Count how an admitted call ended; what comes from an earlier generation changes nothing."""
+        contended = self._lock.locked()
+        with self._lock:
+            if permit.settled:
+                return
+            permit.settled = True
+            if contended:
+                self._contended += 1
+            self._record(permit, verdict)
+        if self._pending:
+            self._after()
+
+    def _record(self, permit: Permit, verdict: Verdict) -> None:
+        """Count a verdict that needs to know the time. The lock is held."""
+        machine = self._machine
+        clock_ns = self.clock.monotonic_ns()
+        now_ns = self._line.at(clock_ns)
+        if machine.state is not _CLOSED:
+            self._tick(now_ns)
+        probe, slow = 0, False
+        if isinstance(permit, _Admission):
+            probe = permit.probe
+            slow = self._slow_ns is not None and clock_ns - permit.started_ns >= self._slow_ns
+        if verdict is Verdict.IGNORED or verdict is Verdict.CANCELLED:
+            machine.release(permit.generation, probe)
+            self._ignored += verdict is Verdict.IGNORED
+            self._cancelled += verdict is Verdict.CANCELLED
+            return
+        failed = verdict is Verdict.FAILURE
+        u = self._random.random() if machine.backoff is not None else 0.0
+        if machine.record(permit.generation, probe, now_ns, failed=failed, slow=slow, u=u):
+            if failed:
+                self._failed += 1
+                self._last_failure_ns = self.clock.time_ns()
+            else:
+                self._succeeded += 1
+            if machine.changes:
+                self._announce()
+
+    def settle_result(self, permit: Permit, result: object) -> None:
+        """Settle by the result that a call ended with."""
+        if not self._forgets_on_success:
+            super().settle_result(permit, result)
+            return
+        # The one thing that happens on nearly every call: a success through a closed circuit.
+        machine = self._machine
+        if not self._try_lock(False):  # noqa: FBT003 - a keyword costs a third of it
+            self._wait_for_lock()
+        try:
+            counts = machine.state is _CLOSED and permit.generation == machine.generation and not permit.settled
+            if counts:
+                permit.settled = True
+                self._succeeded += 1
+                if machine.tripwire.failures:
+                    machine.tripwire.forget()
+        finally:
+            self._unlock()
+        if self._pending:
+            self._after()
+        if not counts:
+            self.settle(permit, _SUCCESS)
+
+    def judge_exception(self, exception: BaseException) -> Verdict:
+        """Judge by `is_failure`."""
+        return verdict_of_exception(exception, self._is_failure)
+
+    def judge_result(self, result: object) -> Verdict:
+        """Judge by `is_failure_result`."""
+        return verdict_of_result(result, self._is_failure_result)
+
+    def renew(self, permit: Permit) -> None:
+        """Begin the lease of a probe anew: a stream that gives items is alive."""
+        if isinstance(permit, _Admission) and permit.probe:
+            with self._lock:
+                now_ns = self._line.at(self.clock.monotonic_ns())
+                self._tick(now_ns)
+                self._machine.renew(permit.generation, permit.probe, now_ns)
+            self._after()
+
+    def _line_now(self, clock_ns: int) -> int:
+        with self._lock:
+            return self._line.at(clock_ns)
+
+    def _tick(self, now_ns: int) -> None:
+        """Make the changes that are due. The lock is held."""
+        self._machine.tick(now_ns, self._random.random() if self._machine.backoff is not None else 0.0)
+        if self._machine.changes:
+            self._announce()
+
+    def _announce(self) -> None:
+        """Queue what changed for the listeners. The lock is held."""
+        for old, new, at_ns in self._machine.changes:
+            calls = calls_for(StateChanged(guard=self.label, old=old.value, new=new.value, at_ns=at_ns))
+            if self._on_state_change is not None:
+                calls.insert(0, functools.partial(self._on_state_change, self, old, new))
+            if calls:
+                self._events.put(*calls)
+        self._machine.changes.clear()
+
+    def __repr__(self) -> str:
+        return f"<CircuitBreaker {self.label!r}, {self._machine.state.value}>"
+
+
+class Isolation:
+    """One reason to keep a circuit isolated; lifted once, by `lift()` or at the end of its block."""
+
+    __slots__ = ("_breaker", "_lifted")
+
+    def __init__(self, breaker: CircuitBreaker) -> None:
+        self._breaker = breaker
+        # A list, since its pop is atomic: two threads that lift at once lift once.
+        self._lifted = [False]
+
+    def lift(self) -> None:
+        """Lift this isolation; again does nothing."""
+        try:
+            self._lifted.pop()
+        except IndexError:
+            return
+        self._breaker._lift()  # noqa: SLF001 - one class in two parts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.lift()
+
+
+def _conditions(
+    trip: TripCondition | Iterable[TripCondition] | None, failure_threshold: int
+) -> tuple[TripCondition, ...]:
+    if trip is None:
+        return (ConsecutiveFailures(failure_threshold),)
+    kinds = ConsecutiveFailures | FailureRate | SlowCallRate
+    conditions = (trip,) if isinstance(trip, kinds) else tuple(trip)
+    if not conditions or not all(isinstance(condition, kinds) for condition in conditions):
+        msg = f"trip must be ConsecutiveFailures, FailureRate, SlowCallRate, or several of them, not {trip!r}"
+        raise ValueError(msg)
+    return conditions
+
+
+def _slow_ns(slow_call_duration: float | None, conditions: tuple[TripCondition, ...]) -> int | None:
+    watched = any(isinstance(condition, SlowCallRate) for condition in conditions)
+    if slow_call_duration is None:
+        if watched:
+            msg = "slow_call_duration must be given with SlowCallRate, not None"
+            raise ValueError(msg)
+        return None
+    positive("slow_call_duration", slow_call_duration)
+    if not watched:
+        msg = f"slow_call_duration has no effect without trip=SlowCallRate(...), but it is {slow_call_duration!r}"
+        raise ValueError(msg)
+    return nanoseconds(slow_call_duration)

@@ -1,0 +1,298 @@
+"""How layers become one runner: neighbouring guards share a frame, strategies wrap what is inside of them.
+
+Rules of this module:
+
+* Guards are asked from the outside inwards, and settled from the inside outwards, each exactly once, however the call
+  ends: by a result, an exception, a cancellation, or a frame that is closed.
+* Guards of one chain that are admitted while a later one refuses are settled by that refusal (as ignored).
+* No frame is entered for nothing: the fast path of a chain is one coroutine, whatever its length.
+
+It knows guards and strategies by their methods alone. `layer` shows this machinery to users.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+
+import attrs
+
+from resilience.outcome import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from resilience.clock import Clock
+    from resilience.machines.decision import NeverFits, NotUntil
+
+__all__ = ["END", "BlockingRunner", "Permit", "Pipeline", "Runner", "StreamRunner", "compose", "step"]
+
+Runner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+BlockingRunner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+StreamRunner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], AsyncGenerator[Any, Any]]
+
+
+class Deciding(Protocol):
+    """What this module asks of a guard; `layer.Guard` says what each means."""
+
+    clock: Clock
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def waits(self) -> bool: ...
+    @property
+    def hears_success(self) -> bool: ...
+    def admit(self, now_ns: int, cost: float = 1) -> Permit | NotUntil | NeverFits: ...
+    async def admit_waiting(self, cost: float = 1) -> Permit: ...
+    def admit_blocking(self, cost: float = 1) -> Permit: ...
+    def refuse(self, decision: NotUntil | NeverFits) -> Exception: ...
+    def settle(self, permit: Permit, verdict: Verdict) -> None: ...
+    def settle_exception(self, permit: Permit, exception: BaseException) -> None: ...
+    def settle_result(self, permit: Permit, result: object) -> None: ...
+    def renew(self, permit: Permit) -> None: ...
+
+
+class Controlling(Protocol):
+    """What this module asks of a strategy; `layer.Strategy` says what each means."""
+
+    def wrap(self, call_next: Runner) -> Runner: ...
+    def wrap_blocking(self, call_next: BlockingRunner) -> BlockingRunner | None: ...
+    def wrap_stream(self, call_next: StreamRunner) -> StreamRunner | None: ...
+
+
+class Permit:
+    """Leave to run one call, settled exactly once: the first verdict counts, later ones change nothing.
+
+    `generation` is the guard's at the time; a permit from an earlier generation changes nothing either. A guard that
+    has to remember more derives its own. Any thread may settle it; not a checkpoint.
+    """
+
+    __slots__ = ("generation", "guard", "settled")
+
+    def __init__(self, guard: Deciding, generation: int = 0) -> None:
+        self.guard = guard
+        self.generation = generation
+        self.settled = False
+
+    def success(self) -> None:
+        """The call succeeded."""
+        self.guard.settle(self, Verdict.SUCCESS)
+
+    def failure(self) -> None:
+        """The call failed, in a way that says something about its callee."""
+        self.guard.settle(self, Verdict.FAILURE)
+
+    def ignored(self) -> None:
+        """The call's end says nothing about its callee."""
+        self.guard.settle(self, Verdict.IGNORED)
+
+    def cancelled(self) -> None:
+        """The call was cancelled, or never made."""
+        self.guard.settle(self, Verdict.CANCELLED)
+
+    def renew(self) -> None:
+        """The call shows signs of life; the lease of a probe begins anew."""
+        self.guard.renew(self)
+
+    def __repr__(self) -> str:
+        state = "settled" if self.settled else "open"
+        return f"<Permit of {self.guard.label}, generation {self.generation}, {state}>"
+
+
+@attrs.frozen
+class Pipeline:
+    """The runners of one composition, for each kind of callable; None where a layer of it cannot guard that kind."""
+
+    run: Runner
+    run_blocking: BlockingRunner | None
+    run_stream: StreamRunner | None
+
+    def blocking_or_refuse(self, kind: str, func: object) -> BlockingRunner:
+        """Return the runner for plain functions, or raise TypeError."""
+        if self.run_blocking is None:
+            msg = f"{kind} cannot guard the plain function {func!r}: it could not be stopped; make it async"
+            raise TypeError(msg)
+        return self.run_blocking
+
+    def stream_or_refuse(self, kind: str, func: object) -> StreamRunner:
+        """Return the runner for async generators, or raise TypeError."""
+        if self.run_stream is None:
+            msg = f"{kind} cannot guard the async generator {func!r}"
+            raise TypeError(msg)
+        return self.run_stream
+
+
+def compose(parts: tuple[Deciding | Controlling, ...]) -> Pipeline:
+    """Return the runners of a composition, its outermost layer first."""
+    run: Runner | None = None
+    blocking: BlockingRunner | None = _invoke_blocking
+    stream: StreamRunner | None = _invoke_stream
+    for is_guard, neighbours in itertools.groupby(reversed(parts), key=lambda part: hasattr(part, "admit")):
+        if is_guard:
+            guards = cast("tuple[Deciding, ...]", tuple(neighbours)[::-1])
+            run = _one_guard(guards[0], run) if len(guards) == 1 else _guards(guards, run)
+            blocking = blocking and _guards_blocking(guards, blocking)
+            stream = stream and _guards_stream(guards, stream)
+            continue
+        for strategy in cast("Iterable[Controlling]", neighbours):
+            run = strategy.wrap(run or _invoke)
+            blocking = blocking and strategy.wrap_blocking(blocking)
+            stream = stream and strategy.wrap_stream(stream)
+    return Pipeline(run or _invoke, blocking, stream)
+
+
+def _invoke(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
+    # Not a coroutine itself, so that the callee's own frame is the next one.
+    result = func(*args, **kwargs)
+    if result.__class__ is CoroutineType or isinstance(result, Awaitable):
+        return result
+    return _ready(result)
+
+
+async def _ready(result: object) -> object:
+    return result
+
+
+def _invoke_blocking(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    return func(*args, **kwargs)
+
+
+def _invoke_stream(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
+    return func(*args, **kwargs)  # type: ignore[no-any-return]
+
+
+END = object()
+
+
+async def step(stream: AsyncGenerator[Any, Any], sent: object, thrown: BaseException | None) -> Any:  # noqa: ANN401
+    """Send or throw into a stream; return its next item, or END once it has ended."""
+    try:
+        return await (stream.asend(sent) if thrown is None else stream.athrow(thrown))
+    except StopAsyncIteration:
+        return END
+
+
+def _one_guard(guard: Deciding, call_next: Runner | None) -> Runner:
+    """Return the runner of a single guard: what `_guards` does, without the loops."""
+    admit, clock_ns = guard.admit, guard.clock.monotonic_ns
+    settle_result, hears_success = guard.settle_result, guard.hears_success
+
+    async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        permit = admit(clock_ns())
+        if not isinstance(permit, Permit):
+            permit = await _admit_slowly(guard, permit)
+        try:
+            if call_next is None:
+                result = func(*args, **kwargs)
+                if result.__class__ is CoroutineType or isinstance(result, Awaitable):
+                    result = await result
+            else:
+                result = await call_next(func, args, kwargs)
+        except BaseException as exception:
+            guard.settle_exception(permit, exception)
+            raise
+        if hears_success:
+            settle_result(permit, result)
+        return result
+
+    return run
+
+
+def _guards(guards: tuple[Deciding, ...], call_next: Runner | None) -> Runner:
+    chain = tuple((guard, guard.admit, guard.clock.monotonic_ns) for guard in guards)
+
+    async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        permits: list[Permit] = []
+        try:
+            for guard, admit, clock_ns in chain:
+                permit = admit(clock_ns())
+                if not isinstance(permit, Permit):
+                    permit = await _admit_slowly(guard, permit)
+                permits.append(permit)
+            if call_next is None:
+                result = func(*args, **kwargs)
+                if result.__class__ is CoroutineType or isinstance(result, Awaitable):
+                    result = await result
+            else:
+                result = await call_next(func, args, kwargs)
+            _settle_result(permits, result)
+        except BaseException as exception:
+            _settle_exception(permits, exception)
+            raise
+        return result
+
+    return run
+
+
+def _guards_blocking(guards: tuple[Deciding, ...], call_next: BlockingRunner) -> BlockingRunner:
+    def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        permits: list[Permit] = []
+        try:
+            for guard in guards:
+                permits.append(guard.admit_blocking())  # noqa: PERF401 - the permits so far must be known if one refuses
+            result = call_next(func, args, kwargs)
+            _settle_result(permits, result)
+        except BaseException as exception:
+            _settle_exception(permits, exception)
+            raise
+        return result
+
+    return run
+
+
+def _guards_stream(guards: tuple[Deciding, ...], call_next: StreamRunner) -> StreamRunner:
+    async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
+        permits: list[Permit] = []
+        try:
+            for guard in guards:
+                permit = guard.admit(guard.clock.monotonic_ns())
+                permits.append(permit if isinstance(permit, Permit) else await _admit_slowly(guard, permit))
+            stream = call_next(func, args, kwargs)
+            try:
+                sent = thrown = None
+                while (item := await step(stream, sent, thrown)) is not END:
+                    for permit in permits:
+                        permit.guard.renew(permit)
+                    sent = thrown = None
+                    try:
+                        sent = yield item
+                    except GeneratorExit:
+                        raise
+                    except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
+                        thrown = exception
+            finally:
+                await stream.aclose()
+            _settle_result(permits, None)
+        except BaseException as exception:
+            _settle_exception(permits, exception)
+            raise
+
+    return run
+
+
+async def _admit_slowly(guard: Deciding, decision: Permit | NotUntil | NeverFits) -> Permit:
+    """Wait for what was not admitted at once, if the guard can wait, or raise its refusal."""
+    if guard.waits:
+        return await guard.admit_waiting()
+    raise guard.refuse(decision)  # type: ignore[arg-type]
+
+
+def _settle_result(permits: list[Permit], result: object) -> None:
+    for permit in reversed(permits):
+        if permit.guard.hears_success:
+            permit.guard.settle_result(permit, result)
+
+
+def _settle_exception(permits: list[Permit], exception: BaseException) -> None:
+    """Settle what is not settled yet; an error in one guard's predicate keeps no other permit from coming back."""
+    error: BaseException | None = None
+    for permit in reversed(permits):
+        try:
+            permit.guard.settle_exception(permit, exception)
+        except BaseException as raised:  # noqa: BLE001 - raised again below, once every permit has come back
+            error = raised
+    if error is not None:
+        raise error

@@ -1,0 +1,431 @@
+"""What a layer is: something that stands around a call.
+
+Rules of this module:
+
+* A *guard* decides. `admit` answers at once, never waits and is no checkpoint; what it admits is a `Permit`, which is
+  settled with exactly one verdict. A *strategy* controls: it wraps the next runner in another.
+* Neighbouring guards share one coroutine frame (`fusing`); a guard used alone is a chain of one, by the same code.
+* Every kind of callable is guarded whole, or refused when it is decorated: `async def`, async generators (the whole
+  stream is one call) and plain `def`, which runs inline.
+* What comes out of the callee goes on unchanged: results, exceptions, cancellation. Layers only settle and re-raise.
+
+It knows no particular guard or strategy. Write your own by deriving from `Guard` or `Strategy`.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import inspect
+import threading
+from abc import ABC, abstractmethod
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar, cast
+
+import attrs
+
+from resilience.errors import RejectedError
+from resilience.events import SUBSCRIBERS, EventQueue, Rejected, calls_for
+from resilience.fusing import END, Permit, Pipeline, Runner, compose, step
+from resilience.machines.decision import NeverFits, NotUntil
+from resilience.outcome import Verdict, any_exception, verdict_of_exception
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from types import TracebackType
+    from typing import Self
+
+    from resilience.clock import Clock
+    from resilience.fusing import BlockingRunner, StreamRunner
+
+__all__ = ["Guard", "Layer", "LayerKind", "Permit", "Statistics", "Strategy"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class LayerKind(enum.Enum):
+    """What a layer is for; by it a Policy judges the order of its layers without importing them."""
+
+    RATE_LIMITER = "rate limiter"
+    CIRCUIT_BREAKER = "circuit breaker"
+    STORM_GUARD = "storm guard"
+    BULKHEAD = "bulkhead"
+    ADAPTIVE_LIMITER = "adaptive limiter"
+    RETRY = "retry"
+    TIMEOUT = "timeout"
+    FALLBACK = "fallback"
+    HEDGE = "hedge"
+    POLICY = "policy"
+    OTHER = "other"
+
+
+@attrs.frozen(kw_only=True)
+class Statistics:
+    """A snapshot of one guard.
+
+    `admitted` and `rejected` count decisions; `succeeded`, `failed`, `ignored` and `cancelled` count how admitted calls
+    were settled, where the guard minds; `contended` counts how often the guard's lock was found taken; `waiting` is the
+    length of its queue now, and `in_use` the permits that are out now.
+    """
+
+    admitted: int = 0
+    rejected: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    ignored: int = 0
+    cancelled: int = 0
+    contended: int = 0
+    waiting: int = 0
+    in_use: int = 0
+
+
+class Layer(ABC):
+    """Something that stands around a call: a guard, a strategy, or a Policy of them."""
+
+    __slots__ = ("__weakref__", "_pipeline_", "_run_")
+
+    kind: ClassVar[LayerKind] = LayerKind.OTHER
+    _pipeline_: Pipeline
+    _run_: Runner
+
+    @property
+    def parts(self) -> tuple[Guard | Strategy, ...]:
+        """The guards and strategies that this layer consists of, outermost first."""
+        if not isinstance(self, Guard | Strategy):
+            msg = f"{type(self).__name__} must derive from Guard or Strategy, or say of which parts it consists"
+            raise TypeError(msg)
+        return (self,)
+
+    def _pipeline(self) -> Pipeline:
+        try:
+            return self._pipeline_
+        except AttributeError:
+            self._pipeline_ = compose(self.parts)
+            self._run_ = self._pipeline_.run
+            return self._pipeline_
+
+    def call(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
+        """Run `func(*args, **kwargs)` once inside this layer.
+
+        Returns what the call returns and raises what it raises, or what the layer raises in its stead (a RejectedError
+        from a guard). A checkpoint if the call is one or a guard has to wait. A cancellation settles the permits and
+        goes on.
+        """
+        try:
+            run = self._run_
+        except AttributeError:
+            run = self._pipeline().run
+        return run(func, args, kwargs)  # type: ignore[return-value]
+
+    def __call__(self, func: Callable[P, T]) -> Callable[P, T]:
+        """Decorate `func`: each call of it runs inside this layer. The signature stays.
+
+        Raises TypeError for what the layer cannot guard, so that nothing is ever silently unprotected.
+        """
+        return cast("Callable[P, T]", _decorate(self, self._pipeline(), func))
+
+
+def _decorate(layer: Layer, pipeline: Pipeline, func: Callable[..., Any]) -> Callable[..., Any]:
+    kind = type(layer).__name__
+    if not callable(func):
+        msg = f"{kind} can only decorate a callable, not {func!r}"
+        raise TypeError(msg)
+    refused = _unguardable(func)
+    if refused is not None:
+        msg = f"{kind} cannot guard {func!r}: {refused}"
+        raise TypeError(msg)
+    wrapper: Callable[..., Any]
+    if _is(inspect.isasyncgenfunction, func):
+        wrapper = _stream_wrapper(pipeline.stream_or_refuse(kind, func), func)
+    elif _is(inspect.iscoroutinefunction, func):
+        wrapper = _async_wrapper(pipeline.run, func)
+    else:
+        wrapper = _blocking_wrapper(pipeline.blocking_or_refuse(kind, func), func)
+    # A partial or a callable object has no name of its own; what it has is copied.
+    return functools.wraps(func)(wrapper)
+
+
+def _is(test: Callable[[object], bool], func: Callable[..., Any]) -> bool:
+    while isinstance(func, functools.partial):
+        func = func.func
+    return test(func) or (not inspect.isroutine(func) and test(getattr(func, "__call__", None)))  # noqa: B004
+
+
+def _unguardable(func: Callable[..., Any]) -> str | None:
+    if inspect.isclass(func):
+        return "a class is not a call; decorate its methods, or a function that makes the instance"
+    if isinstance(func, staticmethod | classmethod):
+        return "put the layer below @staticmethod or @classmethod"
+    if _is(inspect.isgeneratorfunction, func):
+        return "a plain generator would run outside of it; make it an async generator"
+    made_from = getattr(func, "__wrapped__", None)
+    if (
+        made_from is not None
+        and not _is(inspect.isasyncgenfunction, func)
+        and not _is(inspect.iscoroutinefunction, func)
+    ):
+        if inspect.isasyncgenfunction(made_from) or inspect.isgeneratorfunction(made_from):
+            return "its block would run outside of it; use the guard as a context manager inside"
+        if inspect.iscoroutinefunction(made_from):
+            return "it wraps an async function in a plain one; decorate the async function itself"
+    return None
+
+
+def _async_wrapper(run: Runner, func: Callable[..., Any]) -> Callable[..., Any]:
+    async def wrapper(*args: object, **kwargs: object) -> object:
+        return await run(func, args, kwargs)
+
+    return wrapper
+
+
+def _blocking_wrapper(run: BlockingRunner, func: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(*args: object, **kwargs: object) -> object:
+        return run(func, args, kwargs)
+
+    return wrapper
+
+
+def _stream_wrapper(run: StreamRunner, func: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(func)
+    async def wrapper(*args: object, **kwargs: object) -> Any:  # noqa: ANN401 - the stream's own types are kept by the cast
+        stream = run(func, args, kwargs)
+        try:
+            sent = thrown = None
+            while (item := await step(stream, sent, thrown)) is not END:
+                sent = thrown = None
+                try:
+                    sent = yield item
+                except GeneratorExit:
+                    raise
+                except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
+                    thrown = exception
+        finally:
+            await stream.aclose()
+
+    return wrapper
+
+
+class Strategy(Layer):
+    """A layer that controls how and when the next runner is called."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def wrap(self, call_next: Runner) -> Runner:
+        """Return a runner that runs `call_next`, as often and as long as this strategy sees fit."""
+
+    def wrap_blocking(self, call_next: BlockingRunner) -> BlockingRunner | None:  # noqa: ARG002 - the base has nothing to wrap
+        """Return the same for a plain `def`, or None where that is not meaningful."""
+        return None
+
+    def wrap_stream(self, call_next: StreamRunner) -> StreamRunner | None:  # noqa: ARG002
+        """Return the same for an async generator, or None where that is not meaningful."""
+        return None
+
+
+class Guard(Layer):
+    """A layer that decides whether a call may run.
+
+    A subclass has a `clock`, calls `super().__init__(name)`, and implements `admit` and `settle`. Its critical sections
+    are a few synchronous lines under `self._lock`; after each one, `self._after()` is called if `self._pending` is not
+    empty.
+    """
+
+    __slots__ = ("_admitted", "_contended", "_events", "_lock", "_pending", "_rejected", "_try_lock", "_unlock", "name")
+
+    #: Whether admit_waiting may succeed where admit did not.
+    waits: ClassVar[bool] = False
+    #: Whether a success has to be told; a guard that only counts admissions has nothing to learn from it.
+    hears_success: ClassVar[bool] = True
+    #: What a refusal raises.
+    error: ClassVar[type[RejectedError]] = RejectedError
+
+    clock: Clock
+
+    def __init__(self, name: str = "") -> None:
+        if not isinstance(name, str):
+            msg = f"name must be a string, not {name!r}"
+            raise ValueError(msg)
+        self.name = name
+        self._lock = threading.Lock()
+        # The hottest sections call these, at half the cost of `with`. What `with` adds is that a KeyboardInterrupt
+        # cannot land between taking the lock and the `try`; here it can, if the signal comes during the very call that
+        # takes it. Where signals cancel a task instead, as under asyncio.run, it cannot.
+        self._try_lock = self._lock.acquire
+        self._unlock = self._lock.release
+        self._admitted = 0
+        self._rejected = 0
+        self._contended = 0
+        self._events = EventQueue()
+        # The same deque as the queue's, so that the fast path asks it in one step whether there is anything to do.
+        self._pending = self._events.pending
+
+    @abstractmethod
+    def admit(self, now_ns: int, cost: float = 1) -> Permit | NotUntil | NeverFits:
+        """Decide at once: `now_ns` is a reading of the guard's clock. Never waits; not a checkpoint; any thread."""
+
+    @abstractmethod
+    def settle(self, permit: Permit, verdict: Verdict) -> None:
+        """Hear how an admitted call ended. The first verdict settles the permit; later ones change nothing."""
+
+    async def admit_waiting(self, cost: float = 1) -> Permit:
+        """Admit, waiting for it where the guard can wait; raise its RejectedError otherwise."""
+        return self._admit_or_refuse(cost)
+
+    def admit_blocking(self, cost: float = 1) -> Permit:
+        """Do the same in plain code, blocking the thread."""
+        return self._admit_or_refuse(cost)
+
+    def _admit_or_refuse(self, cost: float) -> Permit:
+        decision = self.admit(self.clock.monotonic_ns(), cost)
+        if isinstance(decision, Permit):
+            return decision
+        raise self.refuse(decision)
+
+    def refuse(self, decision: NotUntil | NeverFits) -> Exception:
+        """Count a refusal and return the fresh exception that says so."""
+        if isinstance(decision, NeverFits):
+            return ValueError(f"cost must be at most the capacity of {decision.capacity!r}, not {decision.cost!r}")
+        retry_after = self._seconds_until(decision.at_ns)
+        with self._lock:
+            self._rejected += 1
+            self._announce_rejection(retry_after)
+        self._after()
+        return self.error(self.label, retry_after)
+
+    def _seconds_until(self, at_ns: int | None) -> float | None:
+        return None if at_ns is None else max(0.0, (at_ns - self._line_now(self.clock.monotonic_ns())) / 1e9)
+
+    def _line_now(self, clock_ns: int) -> int:
+        """Return the instant on the guard's own line for a reading of the clock."""
+        return clock_ns
+
+    def _announce_rejection(self, retry_after: float | None) -> None:
+        if SUBSCRIBERS.listeners:
+            self._events.put(*calls_for(Rejected(guard=self.label, retry_after=retry_after)))
+
+    @property
+    def label(self) -> str:
+        """The name by which errors and events call this guard."""
+        return self.name or type(self).__name__
+
+    def settle_exception(self, permit: Permit, exception: BaseException) -> None:
+        """Settle by the exception that a call ended with."""
+        if isinstance(exception, GeneratorExit):
+            # A frame may be closed by the garbage collector, in the middle of our own critical section.
+            self._from_finalizer(functools.partial(self.settle, permit, Verdict.CANCELLED))
+            return
+        try:
+            verdict = self.judge_exception(exception)
+        except BaseException:
+            self.settle(permit, Verdict.IGNORED)
+            raise
+        self.settle(permit, verdict)
+
+    def settle_result(self, permit: Permit, result: object) -> None:
+        """Settle by the result that a call ended with."""
+        try:
+            verdict = self.judge_result(result)
+        except BaseException:
+            self.settle(permit, Verdict.IGNORED)
+            raise
+        self.settle(permit, verdict)
+
+    def judge_exception(self, exception: BaseException) -> Verdict:
+        """Return what a call that ended with `exception` says to this guard."""
+        return verdict_of_exception(exception, any_exception)
+
+    def judge_result(self, result: object) -> Verdict:  # noqa: ARG002 - most guards do not mind
+        """Return what a call that ended with `result` says to this guard."""
+        return Verdict.SUCCESS
+
+    def renew(self, permit: Permit) -> None:
+        """Hear that a long call shows signs of life (a stream gave an item)."""
+
+    def statistics(self) -> Statistics:
+        """Return a frozen snapshot, read without stopping the guard. Not a checkpoint; any thread."""
+        return Statistics(admitted=self._admitted, rejected=self._rejected, contended=self._contended)
+
+    def _wait_for_lock(self) -> None:
+        """Take the lock that was found taken, and count that."""
+        self._try_lock()
+        self._contended += 1
+
+    # -- what subclasses' critical sections end with ----------------------------------------------------------------
+
+    def _after(self) -> None:
+        """Do what had to wait for the lock to be free. Never called while it is held."""
+        self._events.drain()
+
+    def _from_finalizer(self, action: Callable[[], None]) -> None:
+        """Run an action that takes the lock, though this may be a finalizer that interrupted whoever holds it."""
+        self._events.put_from_finalizer(self._lock, action)
+
+    # -- with and async with ----------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Permit:
+        """Admit a block of plain code; the permit is kept per task or thread, last in, first out."""
+        permit = self.admit_blocking()
+        _ENTERED.set(_Entered(self, permit, _ENTERED.get()))
+        return permit
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        permit = self._leave()
+        if exception is None:
+            permit.success()
+        else:
+            self.settle_exception(permit, exception)
+
+    async def __aenter__(self) -> Permit:
+        """Admit a block of async code. A checkpoint only if the guard has to wait."""
+        decision = self.admit(self.clock.monotonic_ns())
+        if not isinstance(decision, Permit):
+            if not self.waits:
+                raise self.refuse(decision)
+            decision = await self.admit_waiting()
+        _ENTERED.set(_Entered(self, decision, _ENTERED.get()))
+        return decision
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, exception, trace)
+
+    def _leave(self) -> Permit:
+        passed: list[_Entered] = []
+        entry = _ENTERED.get()
+        while entry is not None and entry.guard is not self:
+            passed.append(entry)
+            entry = entry.outer
+        if entry is None:
+            msg = f"{self.label} was left by another task or context than the one that entered it"
+            raise RuntimeError(msg)
+        rest = entry.outer
+        for inner in reversed(passed):
+            rest = _Entered(inner.guard, inner.permit, rest)
+        _ENTERED.set(rest)
+        return entry.permit
+
+    def __copy__(self) -> Self:
+        msg = f"{type(self).__name__} is shared, never copied: two copies would each admit what one may"
+        raise TypeError(msg)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self.__copy__()
+
+
+class _Entered(NamedTuple):
+    """A guard whose block the current task or thread is in, and the blocks around that one.
+
+    A linked list, since a task inherits what its parent has entered and may only add to it.
+    """
+
+    guard: Guard
+    permit: Permit
+    outer: _Entered | None
+
+
+_ENTERED: ContextVar[_Entered | None] = ContextVar("resilience_entered", default=None)

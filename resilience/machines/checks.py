@@ -1,0 +1,49 @@
+"""Checks of arguments: a ValueError that names the argument and the value, before anything is changed.
+
+Rules of this module: a bool is no number, NaN and the infinities are no durations, and the message says what was
+given. It knows nothing of the toolkit.
+"""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["non_negative", "positive", "positive_int", "whole_number"]
+
+
+def positive(name: str, value: object, *, infinite: bool = False) -> float:
+    """Return `value` as a number above 0 (and finite, unless `infinite`), or raise ValueError."""
+    number = _number(name, value)
+    if not number > 0 or (math.isinf(number) and not infinite):
+        msg = f"{name} must be a positive {'' if infinite else 'finite '}number, not {value!r}"
+        raise ValueError(msg)
+    return number
+
+
+def non_negative(name: str, value: object, *, infinite: bool = False) -> float:
+    """Return `value` as a number of at least 0 (and finite, unless `infinite`), or raise ValueError."""
+    number = _number(name, value)
+    if not number >= 0 or (math.isinf(number) and not infinite):
+        msg = f"{name} must be a {'' if infinite else 'finite '}number of at least 0, not {value!r}"
+        raise ValueError(msg)
+    return number
+
+
+def positive_int(name: str, value: object) -> int:
+    """Return `value` as a whole number of at least 1, or raise ValueError."""
+    return whole_number(name, value, minimum=1)
+
+
+def whole_number(name: str, value: object, *, minimum: int = 0) -> int:
+    """Return `value` as a whole number of at least `minimum`, or raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        msg = f"{name} must be a whole number of at least {minimum}, not {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        msg = f"{name} must be a number, not {value!r}"
+        raise ValueError(msg)
+    return value

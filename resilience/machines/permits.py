@@ -1,0 +1,26 @@
+"""A count of permits: at most `limit` at a time. Its shell queues those who wait."""
+
+from __future__ import annotations
+
+__all__ = ["Permits"]
+
+
+class Permits:
+    """At most `limit` permits out at a time; not locked."""
+
+    __slots__ = ("in_use", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.in_use = 0
+
+    def take(self) -> bool:
+        """Take a permit, or return False."""
+        if self.in_use >= self.limit:
+            return False
+        self.in_use += 1
+        return True
+
+    def give_back(self) -> None:
+        """Give a permit back."""
+        self.in_use -= 1

@@ -1,0 +1,92 @@
+"""An exact sliding window over one ring buffer, and the storm that begins and ends over it.
+
+Theory of operation. The ring holds the instants of the last `limit` admissions. An event at `now` is admitted unless
+the ring is full and its oldest entry still lies in [now - window, now], which is closed at both ends: an event exactly
+`window` old still counts. So at most `limit` events are admitted in any closed interval of that length (SG1), every
+step is O(1), and memory is `limit` integers, however many events come.
+
+A storm begins with a refusal. It is over when fewer than `calm` events (a threshold of at least one) have been in the
+window for `hold_ns`. The count falls below `calm` at the instant when the calm-th newest admission leaves the window,
+which the ring knows; so the end is exact even if nobody looked at the time, and needs no timer.
+
+Instants must not go back; the shell clamps them. Equal instants may come in any order (SG6).
+"""
+
+from __future__ import annotations
+
+import enum
+
+__all__ = ["Change", "SlidingWindow"]
+
+
+class Change(enum.Enum):
+    """What an event did to the storm."""
+
+    NONE = "none"
+    STARTED = "started"
+    ENDED = "ended"
+
+
+class SlidingWindow:
+    """At most `limit` admissions in any closed interval of `window_ns`; not locked."""
+
+    __slots__ = ("_next", "_ring", "calm", "hold_ns", "in_storm", "limit", "refused", "window_ns")
+
+    def __init__(self, window_ns: int, limit: int, calm: int, hold_ns: int) -> None:
+        self.window_ns = window_ns
+        self.limit = limit
+        self.calm = calm
+        self.hold_ns = hold_ns
+        self.in_storm = False
+        self.refused = 0
+        # None marks a place that was never used. The next admission overwrites the oldest one.
+        self._ring: list[int | None] = [None] * limit
+        self._next = 0
+
+    def take(self, now_ns: int) -> bool:
+        """Admit an event now, or return False. A storm that has ended must have been settled before."""
+        oldest = self._ring[self._next]
+        if oldest is not None and now_ns - oldest <= self.window_ns:
+            return False
+        self._ring[self._next] = now_ns
+        self._next = (self._next + 1) % self.limit
+        return True
+
+    def refuse(self) -> Change:
+        """Note a refusal; the first one begins a storm."""
+        self.refused += 1
+        if self.in_storm:
+            return Change.NONE
+        self.in_storm = True
+        self.refused = 1
+        return Change.STARTED
+
+    def settle(self, now_ns: int) -> Change:
+        """End a storm that is over by now."""
+        if not self.in_storm or now_ns < self.over_at():
+            return Change.NONE
+        self.in_storm = False
+        return Change.ENDED
+
+    def over_at(self) -> int:
+        """Return the instant at which the storm is over, if nothing more is admitted."""
+        newest = self._ring[(self._next - self.calm) % self.limit]
+        return (0 if newest is None else newest + self.window_ns + 1) + self.hold_ns
+
+    def ready_at(self) -> int | None:
+        """Return the instant at which an event is admitted again; None if one is admitted at any time."""
+        oldest = self._ring[self._next]
+        return None if oldest is None else oldest + self.window_ns + 1
+
+    def count(self, now_ns: int) -> int:
+        """Return the number of admissions in [now - window, now]; O(log limit)."""
+        low, high = 0, self.limit
+        # Ages grow from the newest entry backwards: find how many are still young enough.
+        while low < high:
+            middle = (low + high) // 2
+            entry = self._ring[(self._next - 1 - middle) % self.limit]
+            if entry is not None and now_ns - entry <= self.window_ns:
+                low = middle + 1
+            else:
+                high = middle
+        return low

@@ -1,0 +1,269 @@
+"""When a closed circuit trips: conditions as values, and the counters that watch them.
+
+Rules of this module: a condition is a frozen value that is validated when it is made; `start` gives the counters of
+one closed period, so that what an earlier period saw can never trip a later one. Memory is fixed by the
+configuration, never by the number of calls.
+
+A count window is exact. A time window is kept in `TimeWindow.SLICES` slices that expire one by one: it covers the last
+`seconds`, less up to one slice. (Source of both forms: resilience4j's sliding windows; its slices are whole seconds.)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import ClassVar, Protocol, TypeAlias
+
+import attrs
+
+from resilience.machines.checks import positive, positive_int
+
+__all__ = [
+    "ConsecutiveFailures",
+    "CountWindow",
+    "FailureRate",
+    "SlowCallRate",
+    "TimeWindow",
+    "TripCondition",
+    "Tripwire",
+]
+
+_NANOSECONDS = 1_000_000_000
+
+
+class Tripwire(Protocol):
+    """The counters of one closed period."""
+
+    @property
+    def failures(self) -> int:
+        """The failures counted now."""
+        ...
+
+    def record(self, now_ns: int, *, failed: bool, slow: bool) -> bool:
+        """Count one outcome; return True if the circuit trips."""
+        ...
+
+    def forget(self) -> None:
+        """Count a success, where that means no more than to forget failures (consecutive ones)."""
+        ...
+
+
+def _positive_int(_instance: object, attribute: attrs.Attribute[int], value: int) -> None:
+    positive_int(attribute.name, value)
+
+
+def _positive(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    positive(attribute.name, value)
+
+
+def _share(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    if positive(attribute.name, value) > 1:
+        msg = f"{attribute.name} must be a share above 0 and at most 1, not {value!r}"
+        raise ValueError(msg)
+
+
+@attrs.frozen
+class CountWindow:
+    """The last `calls` calls."""
+
+    calls: int = attrs.field(validator=_positive_int)
+
+
+@attrs.frozen
+class TimeWindow:
+    """The calls of the last `seconds` seconds."""
+
+    SLICES: ClassVar[int] = 20
+
+    seconds: float = attrs.field(validator=_positive)
+
+
+Window: TypeAlias = CountWindow | TimeWindow
+
+
+def _window(_instance: object, attribute: attrs.Attribute[Window], value: object) -> None:
+    if not isinstance(value, CountWindow | TimeWindow):
+        msg = f"{attribute.name} must be a CountWindow or a TimeWindow, not {value!r}"
+        raise ValueError(msg)
+
+
+def _check_min_calls(window: object, min_calls: int) -> None:
+    if isinstance(window, CountWindow) and min_calls > window.calls:
+        msg = f"min_calls must be at most the window's {window.calls} calls, or nothing ever trips, not {min_calls!r}"
+        raise ValueError(msg)
+
+
+@attrs.frozen
+class ConsecutiveFailures:
+    """Trip after `n` failures with no success between them."""
+
+    n: int = attrs.field(validator=_positive_int)
+
+    def start(self) -> Tripwire:
+        """Return fresh counters."""
+        return _Consecutive(self.n)
+
+
+@attrs.frozen
+class FailureRate:
+    """Trip when at least `threshold` of the calls in `window` failed, once it holds `min_calls`."""
+
+    threshold: float = attrs.field(validator=_share)
+    window: Window = attrs.field(validator=_window)
+    min_calls: int = attrs.field(default=10, validator=_positive_int)
+
+    def __attrs_post_init__(self) -> None:
+        _check_min_calls(self.window, self.min_calls)
+
+    def start(self) -> Tripwire:
+        """Return fresh counters."""
+        return _Rate(self.threshold, _counts(self.window), self.min_calls, slow_calls=False)
+
+
+@attrs.frozen
+class SlowCallRate:
+    """Trip when at least `threshold` of the calls in `window` were slow, once it holds `min_calls`.
+
+    A call is slow if it took the breaker's `slow_call_duration` or longer, however it ended.
+    """
+
+    threshold: float = attrs.field(validator=_share)
+    window: Window = attrs.field(validator=_window)
+    min_calls: int = attrs.field(default=10, validator=_positive_int)
+
+    def __attrs_post_init__(self) -> None:
+        _check_min_calls(self.window, self.min_calls)
+
+    def start(self) -> Tripwire:
+        """Return fresh counters."""
+        return _Rate(self.threshold, _counts(self.window), self.min_calls, slow_calls=True)
+
+
+TripCondition: TypeAlias = ConsecutiveFailures | FailureRate | SlowCallRate
+
+
+class Tripwires:
+    """Several conditions at once: the circuit trips when any of them does."""
+
+    __slots__ = ("_wires",)
+
+    def __init__(self, conditions: tuple[TripCondition, ...]) -> None:
+        self._wires = tuple(condition.start() for condition in conditions)
+
+    @property
+    def failures(self) -> int:
+        """The failures counted now, by the first condition."""
+        return self._wires[0].failures
+
+    def forget(self) -> None:
+        """Count a success with every condition."""
+        for wire in self._wires:
+            wire.forget()
+
+    def record(self, now_ns: int, *, failed: bool, slow: bool) -> bool:
+        """Count one outcome with every condition; return True if any trips."""
+        tripped = False
+        for wire in self._wires:
+            tripped |= wire.record(now_ns, failed=failed, slow=slow)
+        return tripped
+
+
+class _Consecutive:
+    __slots__ = ("_limit", "failures")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.failures = 0
+
+    def forget(self) -> None:
+        self.failures = 0
+
+    def record(self, now_ns: int, *, failed: bool, slow: bool) -> bool:  # noqa: ARG002 - the protocol's signature
+        if not failed:
+            self.forget()
+            return False
+        self.failures += 1
+        return self.failures >= self._limit
+
+
+class _Counts(Protocol):
+    calls: int
+    failed: int
+    slow: int
+
+    def add(self, now_ns: int, failed: int, slow: int) -> None: ...
+
+
+class _LastCalls:
+    __slots__ = ("_entries", "_size", "calls", "failed", "slow")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: deque[tuple[int, int]] = deque()
+        self.calls = self.failed = self.slow = 0
+
+    def add(self, now_ns: int, failed: int, slow: int) -> None:  # noqa: ARG002 - the protocol's signature
+        if self.calls == self._size:
+            old_failed, old_slow = self._entries.popleft()
+            self.failed -= old_failed
+            self.slow -= old_slow
+        else:
+            self.calls += 1
+        self._entries.append((failed, slow))
+        self.failed += failed
+        self.slow += slow
+
+
+class _LastSeconds:
+    __slots__ = ("_slice_ns", "_slices", "calls", "failed", "slow")
+
+    def __init__(self, window_ns: int) -> None:
+        self._slice_ns = max(1, window_ns // TimeWindow.SLICES)
+        self._slices: deque[list[int]] = deque()
+        self.calls = self.failed = self.slow = 0
+
+    def add(self, now_ns: int, failed: int, slow: int) -> None:
+        number = now_ns // self._slice_ns
+        while self._slices and self._slices[0][0] <= number - TimeWindow.SLICES:
+            _, old_calls, old_failed, old_slow = self._slices.popleft()
+            self.calls -= old_calls
+            self.failed -= old_failed
+            self.slow -= old_slow
+        if not self._slices or self._slices[-1][0] != number:
+            self._slices.append([number, 0, 0, 0])
+        newest = self._slices[-1]
+        newest[1] += 1
+        newest[2] += failed
+        newest[3] += slow
+        self.calls += 1
+        self.failed += failed
+        self.slow += slow
+
+
+def _counts(window: Window) -> _Counts:
+    if isinstance(window, CountWindow):
+        return _LastCalls(window.calls)
+    return _LastSeconds(round(window.seconds * _NANOSECONDS))
+
+
+class _Rate:
+    __slots__ = ("_counts", "_min_calls", "_slow_calls", "_threshold")
+
+    def __init__(self, threshold: float, counts: _Counts, min_calls: int, *, slow_calls: bool) -> None:
+        self._threshold = threshold
+        self._counts = counts
+        self._min_calls = min_calls
+        self._slow_calls = slow_calls
+
+    @property
+    def failures(self) -> int:
+        return self._counts.failed
+
+    def forget(self) -> None:
+        """Do nothing: a rate forgets nothing before its window does."""
+
+    def record(self, now_ns: int, *, failed: bool, slow: bool) -> bool:
+        counts = self._counts
+        counts.add(now_ns, int(failed), int(slow))
+        if counts.calls < self._min_calls:
+            return False
+        return (counts.slow if self._slow_calls else counts.failed) >= self._threshold * counts.calls

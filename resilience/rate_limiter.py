@@ -1,0 +1,514 @@
+"""RateLimiter: a token bucket, exact, shared by tasks, threads and event loops.
+
+Rules of this module: the arithmetic is `machines.token_bucket`'s; here are the clock, the lock and the queue. Nobody
+overtakes a waiter, whatever its cost. A waiter that is granted and cancelled before it resumes gives its tokens back,
+and the next one is woken.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
+from resilience.errors import RateLimitedError
+from resilience.layer import Guard, LayerKind, Permit, Statistics
+from resilience.machines.checks import non_negative, positive
+from resilience.machines.decision import NeverFits, NotUntil
+from resilience.machines.token_bucket import TokenBucket
+from resilience.outcome import Verdict
+from resilience.parking import ParkingQueue, Waiter, async_waiter, running_loop, thread_waiter
+
+if TYPE_CHECKING:
+    from resilience.clock import Clock
+
+__all__ = ["RateLimiter", "Reservation"]
+
+_ONE = 1
+
+
+class RateLimiter(Guard):
+    """Admit at most `capacity` at once and `rate` a second in the long run.
+
+    For any interval of t seconds, no more than `capacity + rate * t` is admitted, exactly.
+
+    Args:
+        rate: tokens a second; the decimal that you write is what counts (0.1 is one every ten seconds).
+        capacity: the most tokens that the bucket holds, so the largest burst and the largest cost. It starts full.
+        name: what errors and events call it.
+        max_wait: for how many seconds a call that is guarded may wait for its turn; 0 refuses at once, and so does a
+            turn that is known to come too late. `math.inf` waits as long as it takes.
+        clock: where time comes from.
+
+    Example:
+        >>> limiter = RateLimiter(rate=100.0, capacity=2)
+        >>> limiter.try_acquire(), limiter.try_acquire(), limiter.try_acquire()
+        (True, True, False)
+
+    The algorithm is the generic cell rate algorithm (ITU-T I.371), which needs one number and no timer.
+
+    """
+
+    __slots__ = (
+        "_bucket",
+        "_clock_ns",
+        "_line",
+        "_max_wait_ns",
+        "_one",
+        "_queue",
+        "_queued_units",
+        "_waiters",
+        "clock",
+        "max_wait",
+    )
+
+    kind = LayerKind.RATE_LIMITER
+    hears_success = False
+    error = RateLimitedError
+
+    def __init__(
+        self, rate: float, capacity: float, *, name: str = "", max_wait: float = 0.0, clock: Clock | None = None
+    ) -> None:
+        positive("rate", rate)
+        positive("capacity", capacity)
+        self._max_wait_ns = _wait_ns(max_wait)
+        super().__init__(name)
+        self.max_wait = max_wait
+        self.clock: Clock = SystemClock() if clock is None else clock
+        self._clock_ns = self.clock.monotonic_ns
+        now_ns = self._clock_ns()
+        self._line = MonotoneLine(now_ns)
+        self._bucket = TokenBucket(rate, capacity, now_ns)
+        self._one = self._bucket.units(1)
+        self._queue: ParkingQueue[Waiter] = ParkingQueue()
+        self._waiters = self._queue.waiters
+        self._queued_units = 0
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self._bucket.rate
+
+    @property
+    def capacity(self) -> float:
+        """The most tokens that the bucket holds."""
+        return self._bucket.capacity
+
+    @property
+    def waits(self) -> bool:  # type: ignore[override]
+        """Whether a call may wait for its turn."""
+        return self._max_wait_ns != 0
+
+    # -- acquiring --------------------------------------------------------------------------------------------------
+
+    async def acquire(self, cost: float = _ONE, *, max_wait: float | None = None) -> bool:
+        """Take `cost` tokens; return whether they were had within `max_wait` seconds (by default the limiter's own).
+
+        Returns False at once if the tokens cannot come in time. A checkpoint only if it waits. A cancellation while it
+        waits takes nothing, gives back what may have been granted already, and goes on.
+
+        Raises:
+            ValueError: `cost` is not positive, or more than the capacity, or `max_wait` is negative or NaN.
+
+        """
+        if max_wait is not None:
+            _wait_ns(max_wait)
+        admitted = self._take(cost)
+        if admitted:
+            return True
+        max_wait_ns = self._max_wait_ns if max_wait is None else _wait_ns(max_wait)
+        if max_wait_ns == 0 and admitted is False:
+            return self._refused(cost)
+        waiter = self._join(async_waiter() if max_wait_ns != 0 else None, cost, max_wait_ns)
+        return waiter is not None and await self._park(waiter)
+
+    def try_acquire(self, cost: float = _ONE) -> bool:
+        """Take `cost` tokens now, or return False. Never waits; not a checkpoint; any thread.
+
+        Raises:
+            ValueError: `cost` is not positive, or more than the capacity.
+
+        """
+        admitted = self._take(cost)
+        if admitted is None:
+            return self._join(None, cost, 0) is not None
+        return admitted or self._refused(cost)
+
+    def reserve(self, cost: float = 1) -> Reservation:
+        """Take a place in the queue without waiting there. Not a checkpoint; any thread.
+
+        Raises:
+            ValueError: `cost` is not positive, or more than the capacity.
+
+        """
+        entry = _Reserved()
+        waiter = self._join(entry, cost, None)
+        assert waiter is entry  # noqa: S101 - a place in the queue is never refused
+        return Reservation(self, entry)
+
+    def retry_after(self, cost: float = 1) -> float:
+        """Return in how many seconds a newcomer's call of this cost would be admitted, behind those who wait."""
+        with self._lock:
+            units = self._units(cost)
+            now_ns = self._line.at(self.clock.monotonic_ns())
+            return seconds(max(0, self._bucket.ready_at(units, self._queued_units) - now_ns))
+
+    @property
+    def available(self) -> float:
+        """The tokens in the bucket now, those that are due to waiters included."""
+        with self._lock:
+            return self._bucket.available(self._line.at(self.clock.monotonic_ns()))
+
+    def update(self, *, rate: float | None = None, capacity: float | None = None) -> None:
+        """Change the rate, the capacity, or both; the tokens that are there stay, as far as they fit.
+
+        Those who wait keep their order. One whose cost no longer fits ends with ValueError, one whose turn would now
+        come too late is refused at once. Not a checkpoint; any thread.
+        """
+        new_rate = self.rate if rate is None else positive("rate", rate)
+        new_capacity = self.capacity if capacity is None else positive("capacity", capacity)
+        with self._lock:
+            now_ns = self._line.at(self.clock.monotonic_ns())
+            self._bucket.reconfigure(now_ns, new_rate, new_capacity)
+            self._one = self._bucket.units(1)
+            self._queued_units = 0
+            for waiter in list(self._queue):
+                cost = waiter.value
+                assert isinstance(cost, int | float)  # noqa: S101 - what _join put there
+                waiter.units = self._bucket.units(cost)
+                ready_at = self._bucket.ready_at(waiter.units, self._queued_units)
+                too_late = waiter.deadline_ns is not None and ready_at > waiter.deadline_ns
+                if too_late or not self._bucket.fits(waiter.units):
+                    self._queue.leave(waiter)
+                    waiter.refused = True
+                    waiter.wake()
+                else:
+                    self._queued_units += waiter.units
+            self._grant(now_ns)
+            self._queue.wake_leaders()
+        self._after()
+
+    def statistics(self) -> Statistics:
+        """Return a frozen snapshot: admitted and rejected calls, contention, and who waits now."""
+        return Statistics(
+            admitted=self._admitted, rejected=self._rejected, contended=self._contended, waiting=len(self._queue)
+        )
+
+    # -- as a layer -------------------------------------------------------------------------------------------------
+
+    def admit(self, now_ns: int, cost: float = _ONE) -> Permit | NotUntil | NeverFits:
+        """Decide at once; the permit of a call that a guard further inside refused gives its tokens back."""
+        contended = self._lock.locked()
+        decision: Permit | NotUntil | NeverFits
+        with self._lock:
+            if contended:
+                self._contended += 1
+            line_ns = self._line.at(now_ns)
+            units = self._one if cost is _ONE else self._checked_units(cost)
+            if not self._waiters and self._bucket.take(line_ns, units):
+                self._admitted += 1
+                decision = _Tokens(self, self._bucket.generation, self._bucket.tat, units)
+            elif self._bucket.fits(units):
+                decision = NotUntil(self._bucket.ready_at(units, self._queued_units))
+            else:
+                decision = NeverFits(cost, self._bucket.capacity)
+        if self._pending:
+            self._after()
+        return decision
+
+    async def admit_waiting(self, cost: float = 1) -> Permit:
+        """Admit within `max_wait`, or raise RateLimitedError. A checkpoint if it waits."""
+        waiter = self._join(async_waiter() if self.waits else None, cost, self._max_wait_ns, count_refusal=False)
+        if waiter is not None and await self._park(waiter):
+            return Permit(self)
+        raise self._refusal(cost)
+
+    def admit_blocking(self, cost: float = 1) -> Permit:
+        """Admit within `max_wait`, blocking the thread, or raise RateLimitedError.
+
+        In a thread that runs an event loop nothing may block: there, what is not admitted at once is refused.
+        """
+        decision = self.admit(self.clock.monotonic_ns(), cost)
+        if isinstance(decision, Permit):
+            return decision
+        if isinstance(decision, NotUntil) and self.waits and not running_loop():
+            waiter = self._join(thread_waiter(), cost, self._max_wait_ns, count_refusal=False)
+            if waiter is not None and self._park_blocking(waiter):
+                return Permit(self)
+            raise self._refusal(cost)
+        raise self.refuse(decision)
+
+    def settle(self, permit: Permit, verdict: Verdict) -> None:
+        """Give the tokens of a call that did not run back, if nobody was admitted after it: only then is that exact."""
+        with self._lock:
+            if permit.settled:
+                return
+            permit.settled = True
+            if verdict is Verdict.IGNORED and isinstance(permit, _Tokens) and permit.give_back(self._bucket):
+                self._admitted -= 1
+                self._grant(self._line.at(self.clock.monotonic_ns()))
+        self._after()
+
+    def _line_now(self, clock_ns: int) -> int:
+        with self._lock:
+            return self._line.at(clock_ns)
+
+    def _refusal(self, cost: float) -> Exception:
+        with self._lock:
+            units = self._units(cost)
+            decision = NotUntil(self._bucket.ready_at(units, self._queued_units))
+        return self.refuse(decision)
+
+    def _take(self, cost: float) -> bool | None:
+        """Take the tokens now; False: they are not there; None: others wait, and may have to be granted first."""
+        line = self._line
+        if not self._try_lock(False):  # noqa: FBT003 - a keyword costs a third of it
+            self._wait_for_lock()
+        try:
+            # As line.at(), without the call: this runs on every call that is limited.
+            now_ns = self._clock_ns()
+            if line.offset_ns:
+                now_ns += line.offset_ns
+            if now_ns >= line.last_ns:
+                line.last_ns = now_ns
+            else:
+                now_ns = line.stand_still(now_ns)
+            if self._waiters:
+                admitted = None
+            # The identity test sorts out True and 1.0 as well; both are judged with care.
+            elif self._bucket.take(now_ns, self._one if cost is _ONE else self._units(cost)):
+                self._admitted += 1
+                admitted = True
+            else:
+                admitted = False
+        finally:
+            self._unlock()
+        if self._pending:
+            self._after()
+        return admitted
+
+    def _refused(self, cost: float) -> bool:
+        """Count a refusal and return False; raise ValueError if the cost could never be admitted."""
+        with self._lock:
+            ready_at = self._bucket.ready_at(self._units(cost))
+            self._rejected += 1
+            self._announce_rejection(seconds(max(0, ready_at - self._line.last_ns)))
+        if self._pending:
+            self._after()
+        return False
+
+    # -- the queue --------------------------------------------------------------------------------------------------
+
+    def _checked_units(self, cost: float) -> int:
+        positive("cost", cost)
+        return self._bucket.units(cost)
+
+    def _units(self, cost: float) -> int:
+        """Return the cost in units, or raise ValueError. The lock is held, so that the capacity stays what it is."""
+        units = self._checked_units(cost)
+        if not self._bucket.fits(units):
+            msg = f"cost must be at most the capacity of {self._bucket.capacity!r}, not {cost!r}"
+            raise ValueError(msg)
+        return units
+
+    def _join(
+        self, waiter: Waiter | None, cost: float, max_wait_ns: int | None, *, count_refusal: bool = True
+    ) -> Waiter | None:
+        """Queue the waiter, unless its turn would come too late: then count the refusal and return None."""
+        with self._lock:
+            units = self._units(cost)
+            now_ns = self._line.at(self.clock.monotonic_ns())
+            # Whoever is due goes first; nobody may be there to pump but us.
+            self._grant(now_ns)
+            ready_at = self._bucket.ready_at(units, self._queued_units)
+            if waiter is None or (max_wait_ns is not None and ready_at - now_ns > max_wait_ns):
+                if count_refusal:
+                    self._rejected += 1
+                    self._announce_rejection(seconds(max(0, ready_at - now_ns)))
+                joined = None
+            else:
+                waiter.value = cost
+                waiter.units = units
+                waiter.deadline_ns = None if max_wait_ns is None else now_ns + max_wait_ns
+                self._queue.join(waiter)
+                self._queued_units += units
+                joined = waiter
+        self._after()
+        return joined
+
+    def _grant(self, now_ns: int) -> None:
+        """Grant from the head of the queue what is due by now. The lock is held."""
+        while (head := self._queue.head) is not None and self._bucket.take(now_ns, head.units):
+            self._bucket.hold()
+            self._queued_units -= head.units
+            self._queue.leave(head)
+            head.granted = True
+            if not head.wake():
+                # Its loop has closed: nobody will ever resume there.
+                head.granted = False
+                self._bucket.give_back(head.units)
+
+    def _turn(self, waiter: Waiter) -> tuple[bool | None, int | None]:
+        """Return whether the waiter is through (True or False, None: not yet), and for how long it has to wait."""
+        with self._lock:
+            now_ns = self._line.at(self.clock.monotonic_ns())
+            self._grant(now_ns)
+            if waiter.granted:
+                # From here on there is no await, so nothing can take it back.
+                waiter.granted = False
+                self._bucket.keep()
+                self._admitted += 1
+                return True, None
+            if waiter.refused:
+                if not self._bucket.fits(waiter.units):
+                    msg = f"cost must be at most the capacity of {self._bucket.capacity!r}, not {waiter.value!r}"
+                    raise ValueError(msg)
+                self._rejected += 1
+                return False, None
+            head = self._queue.head
+            if head is None or not self._queue.leads(waiter):
+                return None, None
+            return None, max(0, self._bucket.ready_at(head.units) - now_ns)
+
+    async def _park(self, waiter: Waiter) -> bool:
+        try:
+            while True:
+                through, delay_ns = self._turn(waiter)
+                if through is not None:
+                    self._after()
+                    return through
+                await waiter.wait(self.clock, delay_ns)
+        except GeneratorExit:
+            self._from_finalizer(functools.partial(self._abandon, waiter))
+            raise
+        except BaseException:
+            self._abandon(waiter)
+            raise
+
+    def _park_blocking(self, waiter: Waiter) -> bool:
+        try:
+            while True:
+                through, delay_ns = self._turn(waiter)
+                if through is not None:
+                    self._after()
+                    return through
+                waiter.wait_blocking(self.clock, delay_ns)
+        except BaseException:
+            self._abandon(waiter)
+            raise
+
+    def _abandon(self, waiter: Waiter) -> None:
+        """Take the waiter out, or give back what it was granted, and let the next one go."""
+        with self._lock:
+            if waiter.granted:
+                waiter.granted = False
+                self._bucket.give_back(waiter.units)
+            elif self._queue.leave(waiter):
+                self._queued_units -= waiter.units
+            else:
+                return
+            self._grant(self._line.at(self.clock.monotonic_ns()))
+            self._queue.wake_leaders()
+        self._after()
+
+
+class _Tokens(Permit):
+    """A permit that knows what it took, and the state that it left the bucket in."""
+
+    __slots__ = ("_tat", "_units")
+
+    def __init__(self, limiter: RateLimiter, generation: int, tat: int, units: int) -> None:
+        self.guard = limiter
+        self.generation = generation
+        self.settled = False
+        self._tat = tat
+        self._units = units
+
+    def give_back(self, bucket: TokenBucket) -> bool:
+        return bucket.give_back_last(self.generation, self._tat, self._units)
+
+
+class _Reserved(Waiter):
+    """A place in the queue that nobody need be parked at."""
+
+    __slots__ = ("parked", "state")
+
+    def __init__(self) -> None:
+        super().__init__(self)
+        self.parked: Waiter | None = None
+        self.state = "waiting"
+
+    def __repr__(self) -> str:
+        return f"<reserved place, {self.state}>"
+
+    def wake(self) -> bool:
+        return self.parked.wake() if self.parked is not None else True
+
+    async def wait(self, clock: Clock, delay_ns: int | None) -> None:
+        assert self.parked is not None  # noqa: S101 - set by Reservation.wait, the only caller
+        await self.parked.wait(clock, delay_ns)
+
+
+class Reservation:
+    """A place in a RateLimiter's queue: its tokens are set aside for you when their time has come.
+
+    Use it with `await wait()`, or give it up with `cancel()`. It may be had without waiting once `ready_in` is 0.
+    """
+
+    __slots__ = ("_entry", "_limiter")
+
+    def __init__(self, limiter: RateLimiter, entry: _Reserved) -> None:
+        self._limiter = limiter
+        self._entry = entry
+
+    @property
+    def ready_in(self) -> float:
+        """In how many seconds the tokens are there; it only ever moves earlier (unless the limiter is updated)."""
+        limiter, entry = self._limiter, self._entry
+        with limiter._lock:  # noqa: SLF001 - one class in two parts
+            now_ns = limiter._line.at(limiter.clock.monotonic_ns())  # noqa: SLF001
+            limiter._grant(now_ns)  # noqa: SLF001
+            ahead = 0
+            for other in limiter._queue:  # noqa: SLF001
+                if other is entry:
+                    return seconds(max(0, limiter._bucket.ready_at(entry.units, ahead) - now_ns))  # noqa: SLF001
+                ahead += other.units
+        return 0.0
+
+    async def wait(self) -> None:
+        """Wait until the tokens are there, and take them. A checkpoint if they are not there yet.
+
+        A cancellation cancels the reservation and goes on.
+
+        Raises:
+            RuntimeError: the reservation has been cancelled, or is waited for already.
+            ValueError: its cost no longer fits since the limiter was updated.
+
+        """
+        entry = self._entry
+        if entry.state == "used":
+            return
+        if entry.state != "waiting" or entry.parked is not None:
+            msg = f"a reservation is waited for once, and not after it was cancelled; this one is {entry!r}"
+            raise RuntimeError(msg)
+        entry.parked = async_waiter()
+        try:
+            await self._limiter._park(entry)  # noqa: SLF001
+            entry.state = "used"
+        finally:
+            entry.parked = None
+            if entry.state == "waiting":
+                entry.state = "cancelled"
+
+    def cancel(self) -> None:
+        """Give back the place, or the tokens if they are there. Idempotent; after use it does nothing."""
+        if self._entry.state == "waiting":
+            self._entry.state = "cancelled"
+            self._limiter._abandon(self._entry)  # noqa: SLF001
+
+
+def _wait_ns(max_wait: float) -> int | None:
+    """Return nanoseconds; None for as long as it takes."""
+    non_negative("max_wait", max_wait, infinite=True)
+    return None if math.isinf(max_wait) else nanoseconds(max_wait)

@@ -1,0 +1,7 @@
+"""For your tests as well as ours: time that moves when you say so."""
+
+from __future__ import annotations
+
+from resilience.testing.manual_clock import ManualClock
+
+__all__ = ["ManualClock"]
