@@ -103,14 +103,12 @@ class Bulkhead(Guard):
     def admit(self, now_ns: int, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - a call is a call
         """Decide at once; nobody overtakes those who wait."""
         contended = self._lock.locked()
-        with self._lock:
+        with self._section:
             if contended:
                 self._contended += 1
             admitted = not self._queue and self._permits.take()
             if admitted:
                 self._admitted += 1
-        if self._pending:
-            self._after()
         return Permit(self) if admitted else NotUntil(None)
 
     async def admit_waiting(self, cost: float = 1) -> Permit:  # noqa: ARG002
@@ -149,13 +147,11 @@ class Bulkhead(Guard):
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:  # noqa: ARG002 - a permit comes back however the call ended
         """Give the permit back: to the head of the queue, if anybody waits."""
-        with self._lock:
+        with self._section:
             if permit.settled:
                 return
             permit.settled = True
             self._hand_on()
-        if self._pending:
-            self._after()
 
     # -- the queue --------------------------------------------------------------------------------------------------
 
@@ -166,7 +162,7 @@ class Bulkhead(Guard):
 
     def _join(self, waiter: Waiter) -> bool | None:
         """Admit (True), refuse (False) or queue (None)."""
-        with self._lock:
+        with self._section:
             if not self._queue and self._permits.take():
                 self._admitted += 1
                 return True
@@ -179,7 +175,7 @@ class Bulkhead(Guard):
 
     def _turn(self, waiter: Waiter) -> bool | None:
         """Return whether the waiter is through; None: not yet."""
-        with self._lock:
+        with self._section:
             if waiter.granted:
                 waiter.granted = False
                 self._admitted += 1
@@ -192,7 +188,7 @@ class Bulkhead(Guard):
     def _remaining_ns(self, waiter: Waiter) -> int | None:
         if waiter.deadline_ns is None:
             return None
-        with self._lock:
+        with self._section:
             return max(0, waiter.deadline_ns - self._line.at(self.clock.monotonic_ns()))
 
     def _hand_on(self) -> None:
@@ -207,10 +203,9 @@ class Bulkhead(Guard):
 
     def _abandon(self, waiter: Waiter) -> None:
         """Take the waiter out, or hand on what it was granted."""
-        with self._lock:
+        with self._section:
             if waiter.granted:
                 waiter.granted = False
                 self._hand_on()
             else:
                 self._queue.leave(waiter)
-        self._after()

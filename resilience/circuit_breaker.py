@@ -166,10 +166,9 @@ class CircuitBreaker(Guard):
     @property
     def state(self) -> CircuitState:
         """The state now: an open circuit whose time is over reads half-open. Any thread."""
-        with self._lock:
+        with self._section:
             self._tick(self._line.at(self.clock.monotonic_ns()))
             state = self._machine.state
-        self._after()
         return state
 
     @property
@@ -184,11 +183,10 @@ class CircuitBreaker(Guard):
 
     def retry_after(self) -> float:
         """Return in how many seconds a call may be let through; 0 unless open, infinite while isolated."""
-        with self._lock:
+        with self._section:
             now_ns = self._line.at(self.clock.monotonic_ns())
             self._tick(now_ns)
             state, ready_at = self._machine.state, self._machine.ready_at()
-        self._after()
         if state is CircuitState.ISOLATED:
             return math.inf
         return 0.0 if ready_at is None else seconds(max(0, ready_at - now_ns))
@@ -221,30 +219,27 @@ class CircuitBreaker(Guard):
 
         Use it as a context manager, or call its `lift()`. Then the circuit is what it was before: closed or open.
         """
-        with self._lock:
+        with self._section:
             now_ns = self._line.at(self.clock.monotonic_ns())
             self._tick(now_ns)
             self._machine.isolate(now_ns)
             self._announce()
-        self._after()
         return Isolation(self)
 
     def _lift(self) -> None:
-        with self._lock:
+        with self._section:
             now_ns = self._line.at(self.clock.monotonic_ns())
             self._machine.lift(now_ns)
             self._tick(now_ns)
             self._announce()
-        self._after()
 
     def reset(self) -> None:
         """Close the circuit and forget all failures; outcomes of calls under way no longer count. Isolations stay."""
-        with self._lock:
+        with self._section:
             now_ns = self._line.at(self.clock.monotonic_ns())
             self._tick(now_ns)
             self._machine.reset(now_ns)
             self._announce()
-        self._after()
 
     # -- as a layer -------------------------------------------------------------------------------------------------
 
@@ -262,7 +257,7 @@ class CircuitBreaker(Guard):
             return _Admission(self, generation, 0, now_ns)
         contended = self._lock.locked()
         decision: Permit | NotUntil
-        with self._lock:
+        with self._section:
             if contended:
                 self._contended += 1
             line_ns = self._line.at(now_ns)
@@ -273,22 +268,18 @@ class CircuitBreaker(Guard):
             else:
                 next(self._admissions)
                 decision = _Admission(self, machine.generation, probe, now_ns)
-        if self._pending:
-            self._after()
         return decision
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:
         """Count how an admitted call ended; what comes from an earlier generation changes nothing."""
         contended = self._lock.locked()
-        with self._lock:
+        with self._section:
             if permit.settled:
                 return
             permit.settled = True
             if contended:
                 self._contended += 1
             self._record(permit, verdict)
-        if self._pending:
-            self._after()
 
     def _record(self, permit: Permit, verdict: Verdict) -> None:
         """Count a verdict that needs to know the time. The lock is held."""
@@ -351,14 +342,13 @@ class CircuitBreaker(Guard):
     def renew(self, permit: Permit) -> None:
         """Begin the lease of a probe anew: a stream that gives items is alive."""
         if isinstance(permit, _Admission) and permit.probe:
-            with self._lock:
+            with self._section:
                 now_ns = self._line.at(self.clock.monotonic_ns())
                 self._tick(now_ns)
                 self._machine.renew(permit.generation, permit.probe, now_ns)
-            self._after()
 
     def _line_now(self, clock_ns: int) -> int:
-        with self._lock:
+        with self._section:
             return self._line.at(clock_ns)
 
     def _tick(self, now_ns: int) -> None:

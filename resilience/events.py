@@ -29,6 +29,7 @@ __all__ = [
     "EventQueue",
     "Rejected",
     "RetryScheduled",
+    "Section",
     "StateChanged",
     "StormEnded",
     "StormStarted",
@@ -126,6 +127,24 @@ class EventQueue:
                         _tell(call)
             finally:
                 self._draining.release()
+
+
+class Section:
+    """A critical section: `with` takes the lock, and delivers what was queued once the lock is free again."""
+
+    __slots__ = ("_lock", "_queue")
+
+    def __init__(self, lock: threading.Lock, queue: EventQueue) -> None:
+        self._lock = lock
+        self._queue = queue
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, kind: object, exception: object, trace: object) -> None:
+        self._lock.release()
+        if self._queue.pending:
+            self._queue.drain()
 
 
 def _tell(call: Callable[[], object]) -> None:

@@ -20,7 +20,7 @@ import anyio
 import attrs
 
 from resilience.clock import Clock, SystemClock
-from resilience.events import EventQueue
+from resilience.events import EventQueue, Section
 from resilience.machines.checks import positive_int
 from resilience.parking import ParkingQueue, Waiter, async_waiter
 
@@ -111,6 +111,7 @@ class AsyncGuardedDeque(Generic[T]):
         "_put",
         "_putters",
         "_removed",
+        "_section",
         "_version",
         "clock",
         "maxlen",
@@ -142,6 +143,7 @@ class AsyncGuardedDeque(Generic[T]):
         self.clock: Clock = SystemClock() if clock is None else clock
         self._lock = threading.Lock()
         self._events = EventQueue()
+        self._section = Section(self._lock, self._events)
         # Each item with its place in the order; places grow from left to right.
         self._items: deque[tuple[int, T]] = deque(enumerate(items))
         self._low, self._high = -1, len(items)
@@ -221,17 +223,16 @@ class AsyncGuardedDeque(Generic[T]):
 
     def snapshot(self) -> tuple[T, ...]:
         """Return the items as they were at one instant. Any thread."""
-        with self._lock:
+        with self._section:
             return tuple(item for _, item in self._items)
 
     def drain(self) -> list[T]:
         """Take all items at once, and let waiting putters in. Any thread."""
-        with self._lock:
+        with self._section:
             drained = [item for _, item in self._items]
             self._items.clear()
             self._got += len(drained)
             self._match()
-        self._after()
         return drained
 
     def remove_if(self, predicate: Callable[[T], bool]) -> list[T]:
@@ -241,7 +242,7 @@ class AsyncGuardedDeque(Generic[T]):
         again. If it raises, nothing has changed.
         """
         while True:
-            with self._lock:
+            with self._section:
                 version, items = self._version, list(self._items)
             keep: list[tuple[int, T]] = []
             removed: list[T] = []
@@ -250,14 +251,13 @@ class AsyncGuardedDeque(Generic[T]):
                     removed.append(entry[1])
                 else:
                     keep.append(entry)
-            with self._lock:
+            with self._section:
                 if version == self._version:
                     if removed:
                         self._items = deque(keep)
                         self._removed += len(removed)
                         self._match()
                     break
-        self._after()
         return removed
 
     def update(self, func: Callable[[deque[T]], R]) -> R:
@@ -271,11 +271,11 @@ class AsyncGuardedDeque(Generic[T]):
 
         """
         while True:
-            with self._lock:
+            with self._section:
                 version, before = self._version, len(self._items)
                 copy = deque(item for _, item in self._items)
             result = func(copy)
-            with self._lock:
+            with self._section:
                 if version != self._version:
                     continue
                 if self.maxlen is not None and len(copy) + self._handed > self.maxlen:
@@ -287,12 +287,11 @@ class AsyncGuardedDeque(Generic[T]):
                 self._put += max(0, len(copy) - before)
                 self._removed += max(0, before - len(copy))
                 self._match()
-            self._after()
             return result
 
     def close(self) -> None:
         """End all waits: putters and, once the deque is empty, getters get anyio.ClosedResourceError. Any thread."""
-        with self._lock:
+        with self._section:
             self._closed = True
             self._version += 1
             for queue in (self._putters, self._getters):
@@ -300,7 +299,6 @@ class AsyncGuardedDeque(Generic[T]):
                     queue.leave(parked)
                     parked.closed = True
                     parked.wake()
-        self._after()
 
     @property
     def closed(self) -> bool:
@@ -328,11 +326,10 @@ class AsyncGuardedDeque(Generic[T]):
     def _try_put(self, item: T, *, left: bool) -> bool:
         """Put the item or drop what overflows; return False if it would have to wait."""
         contended = self._lock.locked()
-        with self._lock:
+        with self._section:
             if contended:
                 self._contended += 1
             done = self._put_now(item, left=left)
-        self._after()
         return done
 
     def _put_now(self, item: T, *, left: bool) -> bool:
@@ -359,13 +356,12 @@ class AsyncGuardedDeque(Generic[T]):
 
     def _try_get(self, *, left: bool) -> T:
         contended = self._lock.locked()
-        with self._lock:
+        with self._section:
             if contended:
                 self._contended += 1
             if not self._items:
                 raise anyio.ClosedResourceError if self._closed else anyio.WouldBlock
             item = self._take(left=left)
-        self._after()
         return item
 
     # -- the lock is held in all of these ---------------------------------------------------------------------------
@@ -458,13 +454,12 @@ class AsyncGuardedDeque(Generic[T]):
     async def _put_waiting(self, item: T, *, left: bool) -> None:
         contended = self._lock.locked()
         parked: _Parked | None = None
-        with self._lock:
+        with self._section:
             if contended:
                 self._contended += 1
             if not self._put_now(item, left=left):
                 parked = _Parked(async_waiter(), left=left, putting=True, item=item)
                 self._putters.join(parked)
-        self._after()
         if parked is not None:
             await self._park(parked)
 
@@ -472,7 +467,7 @@ class AsyncGuardedDeque(Generic[T]):
         contended = self._lock.locked()
         parked: _Parked | None = None
         taken: list[T] = []
-        with self._lock:
+        with self._section:
             if contended:
                 self._contended += 1
             if self._items:
@@ -482,7 +477,6 @@ class AsyncGuardedDeque(Generic[T]):
             else:
                 parked = _Parked(async_waiter(), left=left, putting=False)
                 self._getters.join(parked)
-        self._after()
         if parked is None:
             return taken[0]
         await self._park(parked)
@@ -505,16 +499,15 @@ class AsyncGuardedDeque(Generic[T]):
     def _collect(self, parked: _Parked) -> T:
         assert parked.entry is not None  # noqa: S101 - _park returned
         item: T = parked.entry[1]  # type: ignore[assignment]
-        with self._lock:
+        with self._section:
             self._handed -= 1
             self._got += 1
             self._match()
-        self._after()
         return item
 
     def _abandon(self, parked: _Parked) -> None:
         """Undo a wait: leave the queue, give back the item, or take back the one that was put."""
-        with self._lock:
+        with self._section:
             if parked.putting and parked.done:
                 if parked.layout == self._layout and parked.entry in self._items:
                     self._items.remove(parked.entry)  # type: ignore[arg-type]
@@ -526,8 +519,3 @@ class AsyncGuardedDeque(Generic[T]):
             else:
                 self._getters.leave(parked)
             self._match()
-        self._after()
-
-    def _after(self) -> None:
-        if self._events.pending:
-            self._events.drain()

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar,
 import attrs
 
 from resilience.errors import RejectedError
-from resilience.events import SUBSCRIBERS, EventQueue, Rejected, calls_for
+from resilience.events import SUBSCRIBERS, EventQueue, Rejected, Section, calls_for
 from resilience.fusing import END, Permit, Pipeline, Runner, compose, step
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.outcome import Verdict, any_exception, verdict_of_exception
@@ -228,11 +228,22 @@ class Guard(Layer):
     """A layer that decides whether a call may run.
 
     A subclass has a `clock`, calls `super().__init__(name)`, and implements `admit` and `settle`. Its critical sections
-    are a few synchronous lines under `self._lock`; after each one, `self._after()` is called if `self._pending` is not
-    empty.
+    are a few synchronous lines in `with self._section:`; the hottest take the lock by hand, and call `self._after()` if
+    `self._pending` is not empty once it is free.
     """
 
-    __slots__ = ("_admitted", "_contended", "_events", "_lock", "_pending", "_rejected", "_try_lock", "_unlock", "name")
+    __slots__ = (
+        "_admitted",
+        "_contended",
+        "_events",
+        "_lock",
+        "_pending",
+        "_rejected",
+        "_section",
+        "_try_lock",
+        "_unlock",
+        "name",
+    )
 
     #: Whether admit_waiting may succeed where admit did not.
     waits: ClassVar[bool] = False
@@ -260,6 +271,7 @@ class Guard(Layer):
         self._events = EventQueue()
         # The same deque as the queue's, so that the fast path asks it in one step whether there is anything to do.
         self._pending = self._events.pending
+        self._section = Section(self._lock, self._events)
 
     @abstractmethod
     def admit(self, now_ns: int, cost: float = 1) -> Permit | NotUntil | NeverFits:
@@ -288,10 +300,9 @@ class Guard(Layer):
         if isinstance(decision, NeverFits):
             return ValueError(f"cost must be at most the capacity of {decision.capacity!r}, not {decision.cost!r}")
         retry_after = self._seconds_until(decision.at_ns)
-        with self._lock:
+        with self._section:
             self._rejected += 1
             self._announce_rejection(retry_after)
-        self._after()
         return self.error(self.label, retry_after)
 
     def _seconds_until(self, at_ns: int | None) -> float | None:

@@ -114,14 +114,13 @@ class RateLimiter(Guard):
         """
         if max_wait is not None:
             _wait_ns(max_wait)
-        admitted = self._take(cost)
-        if admitted:
+        if self._take(cost):
             return True
         max_wait_ns = self._max_wait_ns if max_wait is None else _wait_ns(max_wait)
-        if max_wait_ns == 0 and admitted is False:
+        if max_wait_ns == 0:
             return self._refused(cost)
-        waiter = self._join(async_waiter() if max_wait_ns != 0 else None, cost, max_wait_ns)
-        return waiter is not None and await self._park(waiter)
+        waiter = async_waiter()
+        return (self._join(waiter, cost, max_wait_ns) and await self._park(waiter)) or self._refused(cost)
 
     def try_acquire(self, cost: float = _ONE) -> bool:
         """Take `cost` tokens now, or return False. Never waits; not a checkpoint; any thread.
@@ -130,10 +129,7 @@ class RateLimiter(Guard):
             ValueError: `cost` is not positive, or more than the capacity.
 
         """
-        admitted = self._take(cost)
-        if admitted is None:
-            return self._join(None, cost, 0) is not None
-        return admitted or self._refused(cost)
+        return self._take(cost) or self._refused(cost)
 
     def reserve(self, cost: float = 1) -> Reservation:
         """Take a place in the queue without waiting there. Not a checkpoint; any thread.
@@ -143,13 +139,28 @@ class RateLimiter(Guard):
 
         """
         entry = _Reserved()
-        waiter = self._join(entry, cost, None)
-        assert waiter is entry  # noqa: S101 - a place in the queue is never refused
+        self._join(entry, cost, None)
         return Reservation(self, entry)
+
+    def schedule(self, cost: float = 1) -> float:
+        """Take the tokens of the first turn that is free, now or later, and return in how many seconds that is.
+
+        For work that is written down now and done then. The turn is taken for good: what comes later queues behind it.
+        Never waits; not a checkpoint; any thread.
+
+        Raises:
+            ValueError: `cost` is not positive, or more than the capacity.
+
+        """
+        if self._take(cost):
+            return 0.0
+        entry = _Scheduled()
+        self._join(entry, cost, None)
+        return seconds(entry.delay_ns)
 
     def retry_after(self, cost: float = 1) -> float:
         """Return in how many seconds a newcomer's call of this cost would be admitted, behind those who wait."""
-        with self._lock:
+        with self._section:
             units = self._units(cost)
             now_ns = self._line.at(self.clock.monotonic_ns())
             return seconds(max(0, self._bucket.ready_at(units, self._queued_units) - now_ns))
@@ -157,7 +168,7 @@ class RateLimiter(Guard):
     @property
     def available(self) -> float:
         """The tokens in the bucket now, those that are due to waiters included."""
-        with self._lock:
+        with self._section:
             return self._bucket.available(self._line.at(self.clock.monotonic_ns()))
 
     def update(self, *, rate: float | None = None, capacity: float | None = None) -> None:
@@ -168,7 +179,7 @@ class RateLimiter(Guard):
         """
         new_rate = self.rate if rate is None else positive("rate", rate)
         new_capacity = self.capacity if capacity is None else positive("capacity", capacity)
-        with self._lock:
+        with self._section:
             now_ns = self._line.at(self.clock.monotonic_ns())
             self._bucket.reconfigure(now_ns, new_rate, new_capacity)
             self._one = self._bucket.units(1)
@@ -187,7 +198,6 @@ class RateLimiter(Guard):
                     self._queued_units += waiter.units
             self._grant(now_ns)
             self._queue.wake_leaders()
-        self._after()
 
     def statistics(self) -> Statistics:
         """Return a frozen snapshot: admitted and rejected calls, contention, and who waits now."""
@@ -201,11 +211,13 @@ class RateLimiter(Guard):
         """Decide at once; the permit of a call that a guard further inside refused gives its tokens back."""
         contended = self._lock.locked()
         decision: Permit | NotUntil | NeverFits
-        with self._lock:
+        with self._section:
             if contended:
                 self._contended += 1
             line_ns = self._line.at(now_ns)
             units = self._one if cost is _ONE else self._checked_units(cost)
+            if self._waiters:
+                self._grant(line_ns)
             if not self._waiters and self._bucket.take(line_ns, units):
                 self._admitted += 1
                 decision = _Tokens(self, self._bucket.generation, self._bucket.tat, units)
@@ -213,14 +225,12 @@ class RateLimiter(Guard):
                 decision = NotUntil(self._bucket.ready_at(units, self._queued_units))
             else:
                 decision = NeverFits(cost, self._bucket.capacity)
-        if self._pending:
-            self._after()
         return decision
 
     async def admit_waiting(self, cost: float = 1) -> Permit:
         """Admit within `max_wait`, or raise RateLimitedError. A checkpoint if it waits."""
-        waiter = self._join(async_waiter() if self.waits else None, cost, self._max_wait_ns, count_refusal=False)
-        if waiter is not None and await self._park(waiter):
+        waiter = async_waiter()
+        if self.waits and self._join(waiter, cost, self._max_wait_ns) and await self._park(waiter):
             return Permit(self)
         raise self._refusal(cost)
 
@@ -233,35 +243,34 @@ class RateLimiter(Guard):
         if isinstance(decision, Permit):
             return decision
         if isinstance(decision, NotUntil) and self.waits and not running_loop():
-            waiter = self._join(thread_waiter(), cost, self._max_wait_ns, count_refusal=False)
-            if waiter is not None and self._park_blocking(waiter):
+            waiter = thread_waiter()
+            if self._join(waiter, cost, self._max_wait_ns) and self._park_blocking(waiter):
                 return Permit(self)
             raise self._refusal(cost)
         raise self.refuse(decision)
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:
         """Give the tokens of a call that did not run back, if nobody was admitted after it: only then is that exact."""
-        with self._lock:
+        with self._section:
             if permit.settled:
                 return
             permit.settled = True
             if verdict is Verdict.IGNORED and isinstance(permit, _Tokens) and permit.give_back(self._bucket):
                 self._admitted -= 1
                 self._grant(self._line.at(self.clock.monotonic_ns()))
-        self._after()
 
     def _line_now(self, clock_ns: int) -> int:
-        with self._lock:
+        with self._section:
             return self._line.at(clock_ns)
 
     def _refusal(self, cost: float) -> Exception:
-        with self._lock:
+        with self._section:
             units = self._units(cost)
             decision = NotUntil(self._bucket.ready_at(units, self._queued_units))
         return self.refuse(decision)
 
-    def _take(self, cost: float) -> bool | None:
-        """Take the tokens now; False: they are not there; None: others wait, and may have to be granted first."""
+    def _take(self, cost: float) -> bool:
+        """Take the tokens now, unless they are not there or somebody else's."""
         line = self._line
         if not self._try_lock(False):  # noqa: FBT003 - a keyword costs a third of it
             self._wait_for_lock()
@@ -275,7 +284,10 @@ class RateLimiter(Guard):
             else:
                 now_ns = line.stand_still(now_ns)
             if self._waiters:
-                admitted = None
+                # Whoever is due goes first; nobody may be there to see to it but us.
+                self._grant(now_ns)
+            if self._waiters:
+                admitted = False
             # The identity test sorts out True and 1.0 as well; both are judged with care.
             elif self._bucket.take(now_ns, self._one if cost is _ONE else self._units(cost)):
                 self._admitted += 1
@@ -290,12 +302,10 @@ class RateLimiter(Guard):
 
     def _refused(self, cost: float) -> bool:
         """Count a refusal and return False; raise ValueError if the cost could never be admitted."""
-        with self._lock:
-            ready_at = self._bucket.ready_at(self._units(cost))
+        with self._section:
+            ready_at = self._bucket.ready_at(self._units(cost), self._queued_units)
             self._rejected += 1
             self._announce_rejection(seconds(max(0, ready_at - self._line.last_ns)))
-        if self._pending:
-            self._after()
         return False
 
     # -- the queue --------------------------------------------------------------------------------------------------
@@ -312,37 +322,33 @@ class RateLimiter(Guard):
             raise ValueError(msg)
         return units
 
-    def _join(
-        self, waiter: Waiter | None, cost: float, max_wait_ns: int | None, *, count_refusal: bool = True
-    ) -> Waiter | None:
-        """Queue the waiter, unless its turn would come too late: then count the refusal and return None."""
-        with self._lock:
+    def _join(self, waiter: Waiter, cost: float, max_wait_ns: int | None) -> bool:
+        """Queue the waiter, or return False if its turn would come too late."""
+        with self._section:
             units = self._units(cost)
             now_ns = self._line.at(self.clock.monotonic_ns())
-            # Whoever is due goes first; nobody may be there to pump but us.
             self._grant(now_ns)
-            ready_at = self._bucket.ready_at(units, self._queued_units)
-            if waiter is None or (max_wait_ns is not None and ready_at - now_ns > max_wait_ns):
-                if count_refusal:
-                    self._rejected += 1
-                    self._announce_rejection(seconds(max(0, ready_at - now_ns)))
-                joined = None
-            else:
+            delay_ns = max(0, self._bucket.ready_at(units, self._queued_units) - now_ns)
+            joined = max_wait_ns is None or delay_ns <= max_wait_ns
+            if joined:
                 waiter.value = cost
                 waiter.units = units
                 waiter.deadline_ns = None if max_wait_ns is None else now_ns + max_wait_ns
+                if isinstance(waiter, _Scheduled):
+                    waiter.delay_ns = delay_ns
                 self._queue.join(waiter)
                 self._queued_units += units
-                joined = waiter
-        self._after()
         return joined
 
     def _grant(self, now_ns: int) -> None:
         """Grant from the head of the queue what is due by now. The lock is held."""
         while (head := self._queue.head) is not None and self._bucket.take(now_ns, head.units):
-            self._bucket.hold()
             self._queued_units -= head.units
             self._queue.leave(head)
+            if isinstance(head, _Scheduled):
+                self._admitted += 1
+                continue
+            self._bucket.hold()
             head.granted = True
             if not head.wake():
                 # Its loop has closed: nobody will ever resume there.
@@ -351,7 +357,7 @@ class RateLimiter(Guard):
 
     def _turn(self, waiter: Waiter) -> tuple[bool | None, int | None]:
         """Return whether the waiter is through (True or False, None: not yet), and for how long it has to wait."""
-        with self._lock:
+        with self._section:
             now_ns = self._line.at(self.clock.monotonic_ns())
             self._grant(now_ns)
             if waiter.granted:
@@ -364,7 +370,6 @@ class RateLimiter(Guard):
                 if not self._bucket.fits(waiter.units):
                     msg = f"cost must be at most the capacity of {self._bucket.capacity!r}, not {waiter.value!r}"
                     raise ValueError(msg)
-                self._rejected += 1
                 return False, None
             head = self._queue.head
             if head is None or not self._queue.leads(waiter):
@@ -376,7 +381,6 @@ class RateLimiter(Guard):
             while True:
                 through, delay_ns = self._turn(waiter)
                 if through is not None:
-                    self._after()
                     return through
                 await waiter.wait(self.clock, delay_ns)
         except GeneratorExit:
@@ -391,7 +395,6 @@ class RateLimiter(Guard):
             while True:
                 through, delay_ns = self._turn(waiter)
                 if through is not None:
-                    self._after()
                     return through
                 waiter.wait_blocking(self.clock, delay_ns)
         except BaseException:
@@ -400,7 +403,7 @@ class RateLimiter(Guard):
 
     def _abandon(self, waiter: Waiter) -> None:
         """Take the waiter out, or give back what it was granted, and let the next one go."""
-        with self._lock:
+        with self._section:
             if waiter.granted:
                 waiter.granted = False
                 self._bucket.give_back(waiter.units)
@@ -410,7 +413,6 @@ class RateLimiter(Guard):
                 return
             self._grant(self._line.at(self.clock.monotonic_ns()))
             self._queue.wake_leaders()
-        self._after()
 
 
 class _Tokens(Permit):
@@ -427,6 +429,19 @@ class _Tokens(Permit):
 
     def give_back(self, bucket: TokenBucket) -> bool:
         return bucket.give_back_last(self.generation, self._tat, self._units)
+
+
+class _Scheduled(Waiter):
+    """A turn that is taken for good, in `delay_ns` from when it was; nobody waits for it."""
+
+    __slots__ = ("delay_ns",)
+
+    def __init__(self) -> None:
+        super().__init__(self)
+        self.delay_ns = 0
+
+    def wake(self) -> bool:
+        return True
 
 
 class _Reserved(Waiter):

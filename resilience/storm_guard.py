@@ -113,21 +113,20 @@ class StormGuard(Guard):
     @property
     def in_storm(self) -> bool:
         """Whether there is a storm now."""
-        with self._lock:
+        with self._section:
             self._settle(self._line.at(self.clock.monotonic_ns()))
             in_storm = self._window.in_storm
-        self._after()
         return in_storm
 
     @property
     def count(self) -> int:
         """The events admitted in the window that ends now."""
-        with self._lock:
+        with self._section:
             return self._window.count(self._line.at(self.clock.monotonic_ns()))
 
     def retry_after(self) -> float:
         """Return in how many seconds an event would be admitted."""
-        with self._lock:
+        with self._section:
             now_ns = self._line.at(self.clock.monotonic_ns())
             ready_at = self._window.ready_at()
         return 0.0 if ready_at is None else seconds(max(0, ready_at - now_ns))
@@ -147,7 +146,7 @@ class StormGuard(Guard):
     def _decide(self, clock_ns: int, *, count_refusal: bool) -> Permit | NotUntil:
         contended = self._lock.locked()
         decision: Permit | NotUntil
-        with self._lock:
+        with self._section:
             if contended:
                 self._contended += 1
             now_ns = self._line.at(clock_ns)
@@ -160,8 +159,6 @@ class StormGuard(Guard):
                 self._begin(now_ns)
                 if count_refusal:
                     self._count_refusal(now_ns)
-        if self._pending:
-            self._after()
         return decision
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:  # noqa: ARG002 - no verdict undoes an event
@@ -169,7 +166,7 @@ class StormGuard(Guard):
         permit.settled = True
 
     def _line_now(self, clock_ns: int) -> int:
-        with self._lock:
+        with self._section:
             return self._line.at(clock_ns)
 
     # The lock is held in all of these.
