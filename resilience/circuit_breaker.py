@@ -168,8 +168,7 @@ class CircuitBreaker(Guard):
         """The state now: an open circuit whose time is over reads half-open. Any thread."""
         with self._section:
             self._tick(self._line.at(self.clock.monotonic_ns()))
-            state = self._machine.state
-        return state
+            return self._machine.state
 
     @property
     def failure_count(self) -> int:

@@ -329,8 +329,7 @@ class AsyncGuardedDeque(Generic[T]):
         with self._section:
             if contended:
                 self._contended += 1
-            done = self._put_now(item, left=left)
-        return done
+            return self._put_now(item, left=left)
 
     def _put_now(self, item: T, *, left: bool) -> bool:
         if self._closed:
@@ -361,8 +360,7 @@ class AsyncGuardedDeque(Generic[T]):
                 self._contended += 1
             if not self._items:
                 raise anyio.ClosedResourceError if self._closed else anyio.WouldBlock
-            item = self._take(left=left)
-        return item
+            return self._take(left=left)
 
     # -- the lock is held in all of these ---------------------------------------------------------------------------
 

@@ -115,8 +115,7 @@ class StormGuard(Guard):
         """Whether there is a storm now."""
         with self._section:
             self._settle(self._line.at(self.clock.monotonic_ns()))
-            in_storm = self._window.in_storm
-        return in_storm
+            return self._window.in_storm
 
     @property
     def count(self) -> int:

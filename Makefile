@@ -1,0 +1,45 @@
+# Every target makes the environment it needs in .venv, from nothing but make and a Python 3.11 or newer.
+# All paths are relative: the folder may have a space in its name.
+#   make test ARGS="-k breaker"      pytest's own arguments (then without the coverage floor)
+#   make PYTHON=python3.12 test      another interpreter
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test check bench docs requirements clean environment-run environment-dev
+
+export PYTHON
+python := .venv/bin/python
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: environment-run ## Watch events become signed webhooks, past failing receivers and a kill -9
+	@.venv/bin/webhook-adapter demo
+
+test: environment-dev ## Run the tests; without ARGS, with branch coverage and its floor
+	@$(python) -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term)
+
+check: environment-dev ## Check format, lint, types and the import direction
+	$(python) -m ruff format --check .
+	$(python) -m ruff check .
+	$(python) -m mypy
+	$(python) -m pytest -q -p no:randomly tests/test_imports.py tests/test_repository.py
+
+bench: environment-dev ## Time every guard beside a bare await; BENCH_ENFORCE=1 fails past a target
+	$(python) -m benchmarks
+	$(python) -m pytest benchmarks --benchmark-enable --benchmark-only -p no:randomly --timeout=0 $(ARGS)
+
+docs: environment-dev ## Build the documentation into site/; a warning is an error
+	$(python) -m zensical build --strict --clean
+
+requirements: ## Pin the requirements anew (needs uv)
+	./tools/requirements.sh
+
+clean: ## Remove everything that was made
+	rm -rf .venv .venv.lock .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks .coverage .coverage.* htmlcov site dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+environment-run:
+	@./tools/environment.sh run
+
+environment-dev:
+	@./tools/environment.sh dev

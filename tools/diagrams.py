@@ -1,0 +1,181 @@
+"""Draw the pictures of states in docs/images: `python -m tools.diagrams`.
+
+The transitions of the breaker are read from the machine that makes them; a test keeps pictures and pages up to date.
+Plain SVG, so that a page shows it wherever it is read, and fetches nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import attrs
+
+from resilience.machines.breaker import TRANSITIONS
+
+__all__ = ["DIAGRAMS", "Diagram", "Edge", "Node", "drawn", "edge_table", "main"]
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+HALF_WIDTH, HALF_HEIGHT = 62, 22
+BEND = 26
+# Where on its edge the number stands, as a share of the way.
+AT = 0.38
+
+
+@attrs.frozen
+class Node:
+    """A state, and where its box is centred."""
+
+    name: str
+    x: int
+    y: int
+
+
+@attrs.frozen
+class Edge:
+    """A transition, and why it happens."""
+
+    start: str
+    end: str
+    label: str
+
+
+@attrs.frozen
+class Diagram:
+    """States and the ways between them; the first state is where it all begins."""
+
+    title: str
+    width: int
+    height: int
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+
+
+DIAGRAMS = {
+    "breaker": Diagram(
+        "The states of a circuit breaker",
+        640,
+        370,
+        (
+            Node("closed", 90, 200),
+            Node("open", 550, 200),
+            Node("half_open", 320, 330),
+            Node("isolated", 320, 40),
+        ),
+        tuple(Edge(old.value, new.value, why) for (old, new), why in TRANSITIONS.items()),
+    ),
+    "storm": Diagram(
+        "The states of a storm guard",
+        520,
+        110,
+        (Node("calm", 90, 55), Node("storm", 430, 55)),
+        (
+            Edge("calm", "storm", "the window is full, and an event is refused"),
+            Edge("storm", "calm", "the window has been calm for `hold_for` seconds"),
+        ),
+    ),
+    "delivery": Diagram(
+        "The states of a delivery",
+        640,
+        300,
+        (
+            Node("pending", 90, 150),
+            Node("leased", 330, 150),
+            Node("delivered", 550, 50),
+            Node("dead", 550, 250),
+            Node("cancelled", 330, 40),
+        ),
+        (
+            Edge("pending", "leased", "it is due, and a worker takes it"),
+            Edge("leased", "pending", "the attempt failed and another one is due; or the lease ended, or was released"),
+            Edge("leased", "delivered", "the receiver answered 2xx"),
+            Edge("leased", "dead", "the last attempt failed, the receiver answered 410, or the time is over"),
+            Edge("pending", "dead", "it expired, or its endpoint answered 410 to another"),
+            Edge("pending", "cancelled", "its endpoint was deleted"),
+            Edge("leased", "cancelled", "its endpoint was deleted while it was being sent"),
+            Edge("dead", "pending", "retried by hand, or replayed"),
+        ),
+    ),
+}
+
+
+def drawn(name: str) -> str:
+    """Return the SVG of a diagram."""
+    diagram = DIAGRAMS[name]
+    places = {node.name: node for node in diagram.nodes}
+    both_ways = {(edge.end, edge.start) for edge in diagram.edges}
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {diagram.width} {diagram.height}"'
+        f' width="{diagram.width}" height="{diagram.height}" role="img" font-family="sans-serif" font-size="15">',
+        f"<title>{diagram.title}</title>",
+        '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" orient="auto">'
+        '<path d="M0 0 10 5 0 10z" fill="#44505c"/></marker></defs>',
+        f'<rect width="{diagram.width}" height="{diagram.height}" rx="8" fill="#ffffff"/>',
+    ]
+    numbers = []
+    for number, edge in enumerate(diagram.edges, start=1):
+        bend = BEND if (edge.start, edge.end) in both_ways else 0
+        path, (x, y) = _curve(places[edge.start], places[edge.end], bend)
+        parts.append(f'<path d="{path}" fill="none" stroke="#44505c" stroke-width="1.5" marker-end="url(#tip)"/>')
+        numbers.append(
+            f'<circle cx="{x}" cy="{y}" r="11" fill="#ffffff" stroke="#44505c"/>'
+            f'<text x="{x}" y="{y + 5}" text-anchor="middle" fill="#17202a">{number}</text>'
+        )
+    parts += numbers
+    for index, node in enumerate(diagram.nodes):
+        parts.append(
+            f'<rect x="{node.x - HALF_WIDTH}" y="{node.y - HALF_HEIGHT}" width="{2 * HALF_WIDTH}"'
+            f' height="{2 * HALF_HEIGHT}" rx="10" fill="#e8f1fb" stroke="#1f5f99"'
+            f' stroke-width="{2.5 if index == 0 else 1.5}"/>'
+            f'<text x="{node.x}" y="{node.y + 5}" text-anchor="middle" fill="#17202a">{node.name}</text>'
+        )
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _curve(start: Node, end: Node, bend: float) -> tuple[str, tuple[int, int]]:
+    """Return the path from box to box, bent to its left, and where its number goes."""
+    length = math.hypot(end.x - start.x, end.y - start.y)
+    middle = (
+        (start.x + end.x) / 2 + 2 * bend * (end.y - start.y) / length,
+        (start.y + end.y) / 2 - 2 * bend * (end.x - start.x) / length,
+    )
+    first, last = _border(start, middle), _border(end, middle)
+    x, y = (
+        round((1 - AT) ** 2 * a + 2 * AT * (1 - AT) * b + AT**2 * c)
+        for a, b, c in zip(first, middle, last, strict=True)
+    )
+    x1, y1, x2, y2, x3, y3 = (round(number) for number in (*first, *middle, *last))
+    return f"M{x1} {y1}Q{x2} {y2} {x3} {y3}", (x, y)
+
+
+def _border(node: Node, towards: tuple[float, float]) -> tuple[float, float]:
+    """Return the point at which the way from a box's centre leaves the box."""
+    dx, dy = towards[0] - node.x, towards[1] - node.y
+    share = min(
+        HALF_WIDTH / abs(dx) if dx else math.inf,
+        HALF_HEIGHT / abs(dy) if dy else math.inf,
+    )
+    return node.x + dx * share, node.y + dy * share
+
+
+def edge_table(name: str) -> str:
+    """Return the Markdown table that tells what the numbers of a picture mean."""
+    rows = [
+        f"| {number} | {edge.start} → {edge.end} | {edge.label} |"
+        for number, edge in enumerate(DIAGRAMS[name].edges, start=1)
+    ]
+    return "\n".join(["| | From, to | When |", "|---|---|---|", *rows, ""])
+
+
+def main() -> int:
+    """Write every picture, and print the tables that belong to them."""
+    IMAGES.mkdir(exist_ok=True)
+    for name in DIAGRAMS:
+        (IMAGES / f"{name}.svg").write_text(drawn(name), encoding="utf-8")
+        print(edge_table(name))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

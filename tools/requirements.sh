@@ -1,0 +1,15 @@
+#!/bin/sh
+# Pin requirements/*.txt anew, with hashes, for every platform and every Python from 3.11. Needs uv.
+#   tools/requirements.sh              renew what pyproject.toml asks for, keep the other versions
+#   tools/requirements.sh --upgrade    take the newest versions
+set -eu
+cd "$(dirname "$0")/.."
+
+compile() {
+    uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+        --custom-compile-command "make requirements" "$@"
+}
+
+compile pyproject.toml requirements/build.in --extra dev --extra docs --output-file requirements/dev.txt "$@"
+# The smaller set is cut from the larger one: the same versions, or the two could not share an environment.
+compile pyproject.toml requirements/build.in --extra cli --constraint requirements/dev.txt --output-file requirements/run.txt
