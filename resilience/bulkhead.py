@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds
 from resilience.errors import BulkheadFullError
+from resilience.fusing import SETTLED
 from resilience.layer import Guard, LayerKind, Permit, Statistics
 from resilience.machines.checks import non_negative, positive_int, whole_number
 from resilience.machines.decision import NeverFits, NotUntil
@@ -82,7 +83,7 @@ class Bulkhead(Guard):
 
     def try_admit(self) -> Permit | None:
         """Return a permit to be settled by hand, or None. Never waits; not a checkpoint; any thread."""
-        decision = self.admit(self.clock.monotonic_ns())
+        decision = self.admit()
         if isinstance(decision, Permit):
             return decision
         self.refuse(decision)
@@ -100,7 +101,7 @@ class Bulkhead(Guard):
 
     # -- as a layer -------------------------------------------------------------------------------------------------
 
-    def admit(self, now_ns: int, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - a call is a call
+    def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - a call is a call
         """Decide at once; nobody overtakes those who wait."""
         contended = self._lock.locked()
         with self._section:
@@ -129,7 +130,7 @@ class Bulkhead(Guard):
 
     def admit_blocking(self, cost: float = 1) -> Permit:
         """Do the same in plain code; in a thread that runs an event loop nothing may block, so there it refuses."""
-        decision = self.admit(self.clock.monotonic_ns(), cost)
+        decision = self.admit(None, cost)
         if isinstance(decision, Permit):
             return decision
         if not self.waits or running_loop():
@@ -150,7 +151,7 @@ class Bulkhead(Guard):
         with self._section:
             if permit.settled:
                 return
-            permit.settled = True
+            permit.generation = SETTLED
             self._hand_on()
 
     # -- the queue --------------------------------------------------------------------------------------------------

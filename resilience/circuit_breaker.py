@@ -7,16 +7,17 @@ listeners. Changes are queued under the lock and announced after it was released
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import random as random_module
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.errors import CircuitOpenError
 from resilience.events import StateChanged, calls_for
-from resilience.layer import Guard, LayerKind, Permit, Statistics
-from resilience.machines.backoff import Backoff
+from resilience.fusing import SETTLED
+from resilience.layer import Guard, LayerKind, Permit, Statistics, Tally
+from resilience.machines.backoff import Backoff, is_backoff
 from resilience.machines.breaker import Breaker, CircuitState
 from resilience.machines.checks import positive, positive_int
 from resilience.machines.decision import NeverFits, NotUntil
@@ -24,7 +25,7 @@ from resilience.machines.tripping import ConsecutiveFailures, FailureRate, SlowC
 from resilience.outcome import Verdict, any_exception, verdict_of_exception, verdict_of_result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from types import TracebackType
     from typing import Self
 
@@ -44,7 +45,6 @@ class _Admission(Permit):
     def __init__(self, breaker: CircuitBreaker, generation: int, probe: int, started_ns: int) -> None:
         self.guard = breaker
         self.generation = generation
-        self.settled = False
         self.probe = probe
         self.started_ns = started_ns
 
@@ -94,6 +94,7 @@ class CircuitBreaker(Guard):
         "_line",
         "_machine",
         "_on_state_change",
+        "_plain_successes",
         "_random",
         "_slow_ns",
         "_succeeded",
@@ -125,7 +126,7 @@ class CircuitBreaker(Guard):
         positive("recovery_timeout", recovery_timeout)
         if probe_timeout is not None:
             positive("probe_timeout", probe_timeout)
-        if recovery_backoff is not None and not isinstance(recovery_backoff, Backoff):
+        if recovery_backoff is not None and not is_backoff(recovery_backoff):
             msg = f"recovery_backoff must be a backoff such as ExponentialBackoff(), not {recovery_backoff!r}"
             raise ValueError(msg)
         for argument, value in (
@@ -133,7 +134,7 @@ class CircuitBreaker(Guard):
             ("is_failure_result", is_failure_result),
             ("on_state_change", on_state_change),
         ):
-            if value is not None and not callable(value):
+            if not callable(value) and (value is not None or argument == "is_failure"):
                 msg = f"{argument} must be callable, not {value!r}"
                 raise ValueError(msg)
         conditions = _conditions(trip, failure_threshold)
@@ -154,8 +155,8 @@ class CircuitBreaker(Guard):
         self._on_state_change = on_state_change
         self._random = random_module.Random() if random is None else random
         self._last_failure_ns: int | None = None
-        # Counts without the lock: next() on it is one step. What it has come to, only its repr tells without counting.
-        self._admissions = itertools.count()
+        self._admissions = Tally()
+        self._plain_successes = Tally()
         self._forgets_on_success = is_failure_result is None and all(
             isinstance(condition, ConsecutiveFailures) for condition in conditions
         )
@@ -172,8 +173,11 @@ class CircuitBreaker(Guard):
 
     @property
     def failure_count(self) -> int:
-        """The failures counted against the circuit: consecutive ones, or those in the window."""
-        return self._machine.tripwire.failures
+        """The failures counted against the circuit: consecutive ones, or those in the window that ends now."""
+        with self._section:
+            tripwire = self._machine.tripwire
+            tripwire.age(self._line.at(self.clock.monotonic_ns()))
+            return tripwire.failures
 
     @property
     def last_failure_time(self) -> float | None:
@@ -193,9 +197,9 @@ class CircuitBreaker(Guard):
     def statistics(self) -> Statistics:
         """Return a frozen snapshot: decisions, verdicts that counted, contention, and the probes under way."""
         return Statistics(
-            admitted=int(repr(self._admissions)[len("count(") : -1]),
+            admitted=self._admissions.value,
             rejected=self._rejected,
-            succeeded=self._succeeded,
+            succeeded=self._succeeded + self._plain_successes.value,
             failed=self._failed,
             ignored=self._ignored,
             cancelled=self._cancelled,
@@ -207,7 +211,7 @@ class CircuitBreaker(Guard):
 
     def try_admit(self) -> Permit | None:
         """Return a permit to be settled by hand, or None. Never waits; not a checkpoint; any thread."""
-        decision = self.admit(self.clock.monotonic_ns())
+        decision = self.admit()
         if isinstance(decision, Permit):
             return decision
         self.refuse(decision)
@@ -242,7 +246,7 @@ class CircuitBreaker(Guard):
 
     # -- as a layer -------------------------------------------------------------------------------------------------
 
-    def admit(self, now_ns: int, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - every call weighs the same
+    def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - every call weighs the same
         """Decide at once whether a call may run."""
         machine = self._machine
         # Through a closed circuit without the lock. The generation is read first: if the state changes after that, the
@@ -250,23 +254,25 @@ class CircuitBreaker(Guard):
         # state was read is all that it takes to admit.
         generation = machine.generation
         if machine.state is _CLOSED:
-            next(self._admissions)
+            self._admissions.add()
             if self._slow_ns is None:
                 return Permit(self, generation)
-            return _Admission(self, generation, 0, now_ns)
+            # On the guard's own line, as far as it is known without the lock: a step back makes no call slow.
+            clock_ns = self.clock.monotonic_ns() if now_ns is None else now_ns
+            return _Admission(self, generation, 0, max(clock_ns + self._line.offset_ns, self._line.last_ns))
         contended = self._lock.locked()
         decision: Permit | NotUntil
         with self._section:
             if contended:
                 self._contended += 1
-            line_ns = self._line.at(now_ns)
+            line_ns = self._line.at_reading(now_ns, self.clock.monotonic_ns)
             self._tick(line_ns)
             probe = machine.admit(line_ns)
             if probe is None:
                 decision = NotUntil(machine.ready_at())
             else:
-                next(self._admissions)
-                decision = _Admission(self, machine.generation, probe, now_ns)
+                self._admissions.add()
+                decision = _Admission(self, machine.generation, probe, line_ns)
         return decision
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:
@@ -275,22 +281,21 @@ class CircuitBreaker(Guard):
         with self._section:
             if permit.settled:
                 return
-            permit.settled = True
             if contended:
                 self._contended += 1
             self._record(permit, verdict)
+            permit.generation = SETTLED
 
     def _record(self, permit: Permit, verdict: Verdict) -> None:
         """Count a verdict that needs to know the time. The lock is held."""
         machine = self._machine
-        clock_ns = self.clock.monotonic_ns()
-        now_ns = self._line.at(clock_ns)
+        now_ns = self._line.at(self.clock.monotonic_ns())
         if machine.state is not _CLOSED:
             self._tick(now_ns)
         probe, slow = 0, False
         if isinstance(permit, _Admission):
             probe = permit.probe
-            slow = self._slow_ns is not None and clock_ns - permit.started_ns >= self._slow_ns
+            slow = self._slow_ns is not None and now_ns - permit.started_ns >= self._slow_ns
         if verdict is Verdict.IGNORED or verdict is Verdict.CANCELLED:
             machine.release(permit.generation, probe)
             self._ignored += verdict is Verdict.IGNORED
@@ -308,27 +313,22 @@ class CircuitBreaker(Guard):
                 self._announce()
 
     def settle_result(self, permit: Permit, result: object) -> None:
-        """Settle by the result that a call ended with."""
-        if not self._forgets_on_success:
-            super().settle_result(permit, result)
-            return
-        # The one thing that happens on nearly every call: a success through a closed circuit.
+        """Settle by the result that a call ended with.
+
+        The one thing that happens on nearly every call is a success through a closed circuit that counts no failure.
+        It changes nothing, so it needs no lock: it took place at the instant when the generation was compared.
+        """
         machine = self._machine
-        if not self._try_lock(False):  # noqa: FBT003 - a keyword costs a third of it
-            self._wait_for_lock()
-        try:
-            counts = machine.state is _CLOSED and permit.generation == machine.generation and not permit.settled
-            if counts:
-                permit.settled = True
-                self._succeeded += 1
-                if machine.tripwire.failures:
-                    machine.tripwire.forget()
-        finally:
-            self._unlock()
-        if self._pending:
-            self._after()
-        if not counts:
-            self.settle(permit, _SUCCESS)
+        if (
+            self._forgets_on_success
+            and machine.state is _CLOSED
+            and permit.generation == machine.generation
+            and not machine.tripwire.failures
+        ):
+            permit.generation = SETTLED
+            self._plain_successes.add()
+        else:
+            super().settle_result(permit, result)
 
     def judge_exception(self, exception: BaseException) -> Verdict:
         """Judge by `is_failure`."""
@@ -348,7 +348,7 @@ class CircuitBreaker(Guard):
 
     def _line_now(self, clock_ns: int) -> int:
         with self._section:
-            return self._line.at(clock_ns)
+            return self._line.at_reading(clock_ns, self.clock.monotonic_ns)
 
     def _tick(self, now_ns: int) -> None:
         """Make the changes that are due. The lock is held."""
@@ -403,7 +403,7 @@ def _conditions(
     if trip is None:
         return (ConsecutiveFailures(failure_threshold),)
     kinds = ConsecutiveFailures | FailureRate | SlowCallRate
-    conditions = (trip,) if isinstance(trip, kinds) else tuple(trip)
+    conditions = (trip,) if isinstance(trip, kinds) else tuple(trip) if isinstance(trip, Iterable) else ()
     if not conditions or not all(isinstance(condition, kinds) for condition in conditions):
         msg = f"trip must be ConsecutiveFailures, FailureRate, SlowCallRate, or several of them, not {trip!r}"
         raise ValueError(msg)

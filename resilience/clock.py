@@ -11,6 +11,7 @@ It knows no guard and no event loop library beyond anyio.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["CallbackClock", "Clock", "MonotoneLine", "SystemClock", "nanoseconds", "seconds"]
 
 NANOSECONDS_PER_SECOND = 1_000_000_000
+_BEYOND = (math.inf, -math.inf)
 
 
 @runtime_checkable
@@ -106,6 +108,15 @@ class MonotoneLine:
         self.last_ns = now_ns
         return now_ns
 
+    def at_reading(self, clock_ns: int | None, read: Callable[[], int]) -> int:
+        """Return the instant for a reading that was taken before the guard's lock was; None: for one taken now.
+
+        Another thread may have had its turn in between. Such a reading is late, not a step back: the clock is read
+        again. Taken for a step back, it would put this line ahead of the clock for ever, a little with each race.
+        """
+        late = clock_ns is None or clock_ns + self.offset_ns < self.last_ns
+        return self.at(read() if late else clock_ns)  # type: ignore[arg-type]
+
     def stand_still(self, behind_ns: int) -> int:
         """Return the last instant, and count on from there: the clock has fallen back to `behind_ns`."""
         self.offset_ns += self.last_ns - behind_ns
@@ -113,10 +124,18 @@ class MonotoneLine:
 
 
 def nanoseconds(seconds: float, /) -> int:
-    """Return `seconds` as the nearest whole number of nanoseconds (what `seconds` gives back returns unchanged)."""
-    return round(seconds * NANOSECONDS_PER_SECOND)
+    """Return `seconds` as the nearest whole number of nanoseconds .
+
+    What `seconds` gives returns unchanged up to 26 days (2**51 nanoseconds), and to within a few nanoseconds beyond.
+    """
+    product = seconds * NANOSECONDS_PER_SECOND
+    # Past 1e299 seconds the product is beyond what a float holds; an int holds it.
+    return int(seconds) * NANOSECONDS_PER_SECOND if product in _BEYOND and seconds not in _BEYOND else round(product)
 
 
 def seconds(nanoseconds: int, /) -> float:
-    """Return nanoseconds as seconds."""
-    return nanoseconds / NANOSECONDS_PER_SECOND
+    """Return nanoseconds as seconds; infinity for what is beyond a float."""
+    try:
+        return nanoseconds / NANOSECONDS_PER_SECOND
+    except OverflowError:
+        return math.inf if nanoseconds > 0 else -math.inf

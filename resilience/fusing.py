@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from resilience.clock import Clock
     from resilience.machines.decision import NeverFits, NotUntil
 
-__all__ = ["END", "BlockingRunner", "Permit", "Pipeline", "Runner", "StreamRunner", "compose", "step"]
+__all__ = ["END", "SETTLED", "BlockingRunner", "Permit", "Pipeline", "Runner", "StreamRunner", "compose", "step"]
 
 Runner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 BlockingRunner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -45,7 +45,7 @@ class Deciding(Protocol):
     def waits(self) -> bool: ...
     @property
     def hears_success(self) -> bool: ...
-    def admit(self, now_ns: int, cost: float = 1) -> Permit | NotUntil | NeverFits: ...
+    def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits: ...
     async def admit_waiting(self, cost: float = 1) -> Permit: ...
     def admit_blocking(self, cost: float = 1) -> Permit: ...
     def refuse(self, decision: NotUntil | NeverFits) -> Exception: ...
@@ -63,19 +63,27 @@ class Controlling(Protocol):
     def wrap_stream(self, call_next: StreamRunner) -> StreamRunner | None: ...
 
 
+SETTLED = -1
+"""The generation of no guard, and of every permit that has been settled."""
+
+
 class Permit:
     """Leave to run one call, settled exactly once: the first verdict counts, later ones change nothing.
 
-    `generation` is the guard's at the time; a permit from an earlier generation changes nothing either. A guard that
-    has to remember more derives its own. Any thread may settle it; not a checkpoint.
+    `generation` is the guard's at the time, and SETTLED once the permit is; a permit from an earlier generation changes
+    nothing either. A guard that has to remember more derives its own. Any thread may settle it; not a checkpoint.
     """
 
-    __slots__ = ("generation", "guard", "settled")
+    __slots__ = ("generation", "guard")
 
     def __init__(self, guard: Deciding, generation: int = 0) -> None:
         self.guard = guard
         self.generation = generation
-        self.settled = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether the permit has been settled."""
+        return self.generation == SETTLED
 
     def success(self) -> None:
         """The call succeeded."""
@@ -98,8 +106,8 @@ class Permit:
         self.guard.renew(self)
 
     def __repr__(self) -> str:
-        state = "settled" if self.settled else "open"
-        return f"<Permit of {self.guard.label}, generation {self.generation}, {state}>"
+        state = "settled" if self.settled else f"of generation {self.generation}"
+        return f"<Permit of {self.guard.label}, {state}>"
 
 
 @attrs.frozen
@@ -141,7 +149,7 @@ def compose(parts: tuple[Deciding | Controlling, ...]) -> Pipeline:
             run = strategy.wrap(run or _invoke)
             blocking = blocking and strategy.wrap_blocking(blocking)
             stream = stream and strategy.wrap_stream(stream)
-    return Pipeline(run or _invoke, blocking, stream)
+    return Pipeline(run or _bare, blocking, stream)
 
 
 def _invoke(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
@@ -152,12 +160,24 @@ def _invoke(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     return _ready(result)
 
 
+async def _bare(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    """Run a composition of nothing: not before it is awaited, like any other."""
+    return await _invoke(func, args, kwargs)
+
+
 async def _ready(result: object) -> object:
     return result
 
 
 def _invoke_blocking(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-    return func(*args, **kwargs)
+    result = func(*args, **kwargs)
+    if isinstance(result, Awaitable | AsyncGenerator):
+        # What it stands for would run outside of every layer, and nobody would notice.
+        if isinstance(result, CoroutineType):
+            result.close()
+        msg = f"{func!r} is a plain function that returned {result!r}: make it async, so that all of it is guarded"
+        raise TypeError(msg)
+    return result
 
 
 def _invoke_stream(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
@@ -177,11 +197,10 @@ async def step(stream: AsyncGenerator[Any, Any], sent: object, thrown: BaseExcep
 
 def _one_guard(guard: Deciding, call_next: Runner | None) -> Runner:
     """Return the runner of a single guard: what `_guards` does, without the loops."""
-    admit, clock_ns = guard.admit, guard.clock.monotonic_ns
-    settle_result, hears_success = guard.settle_result, guard.hears_success
+    admit, settle_result, hears_success = guard.admit, guard.settle_result, guard.hears_success
 
     async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        permit = admit(clock_ns())
+        permit = admit()
         if not isinstance(permit, Permit):
             permit = await _admit_slowly(guard, permit)
         try:
@@ -202,13 +221,13 @@ def _one_guard(guard: Deciding, call_next: Runner | None) -> Runner:
 
 
 def _guards(guards: tuple[Deciding, ...], call_next: Runner | None) -> Runner:
-    chain = tuple((guard, guard.admit, guard.clock.monotonic_ns) for guard in guards)
+    chain = tuple((guard, guard.admit) for guard in guards)
 
     async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         permits: list[Permit] = []
         try:
-            for guard, admit, clock_ns in chain:
-                permit = admit(clock_ns())
+            for guard, admit in chain:
+                permit = admit()
                 if not isinstance(permit, Permit):
                     permit = await _admit_slowly(guard, permit)
                 permits.append(permit)
@@ -248,7 +267,7 @@ def _guards_stream(guards: tuple[Deciding, ...], call_next: StreamRunner) -> Str
         permits: list[Permit] = []
         try:
             for guard in guards:
-                permit = guard.admit(guard.clock.monotonic_ns())
+                permit = guard.admit()
                 permits.append(permit if isinstance(permit, Permit) else await _admit_slowly(guard, permit))
             stream = call_next(func, args, kwargs)
             try:

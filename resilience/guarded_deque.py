@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections import deque
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
 import anyio
@@ -21,11 +22,11 @@ import attrs
 
 from resilience.clock import Clock, SystemClock
 from resilience.events import EventQueue, Section
-from resilience.machines.checks import positive_int
+from resilience.machines.checks import positive_int, string
 from resilience.parking import ParkingQueue, Waiter, async_waiter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable
 
 __all__ = ["AsyncGuardedDeque", "DequeStatistics", "Overflow"]
 
@@ -133,13 +134,16 @@ class AsyncGuardedDeque(Generic[T]):
         if overflow not in _OVERFLOWS:
             msg = f"overflow must be one of {', '.join(map(repr, _OVERFLOWS))}, not {overflow!r}"
             raise ValueError(msg)
+        if not isinstance(iterable, Iterable):
+            msg = f"iterable must be iterable, not {iterable!r}"
+            raise ValueError(msg)
         items = list(iterable)
         if maxlen is not None and len(items) > maxlen:
             msg = f"iterable must hold at most maxlen={maxlen!r} items, not {len(items)!r}"
             raise ValueError(msg)
         self.maxlen = maxlen
         self.overflow: Overflow = overflow
-        self.name = name
+        self.name = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._lock = threading.Lock()
         self._events = EventQueue()
@@ -278,15 +282,7 @@ class AsyncGuardedDeque(Generic[T]):
             with self._section:
                 if version != self._version:
                     continue
-                if self.maxlen is not None and len(copy) + self._handed > self.maxlen:
-                    msg = f"func must leave at most maxlen={self.maxlen!r} items, not {len(copy)!r}"
-                    raise ValueError(msg)
-                self._items = deque(enumerate(copy))
-                self._low, self._high = -1, len(copy)
-                self._layout += 1
-                self._put += max(0, len(copy) - before)
-                self._removed += max(0, before - len(copy))
-                self._match()
+                self._rearrange(copy, before)
             return result
 
     def close(self) -> None:
@@ -364,6 +360,19 @@ class AsyncGuardedDeque(Generic[T]):
 
     # -- the lock is held in all of these ---------------------------------------------------------------------------
 
+    def _rearrange(self, items: deque[T], before: int) -> None:
+        if self.maxlen is not None and len(items) + self._handed > self.maxlen:
+            msg = f"func must leave at most maxlen={self.maxlen!r} items, not {len(items)!r}"
+            if self._handed:
+                msg += f" (and {self._handed!r} on their way to getters)"
+            raise ValueError(msg)
+        self._items = deque(enumerate(items))
+        self._low, self._high = -1, len(items)
+        self._layout += 1
+        self._put += max(0, len(items) - before)
+        self._removed += max(0, before - len(items))
+        self._match()
+
     def _take(self, *, left: bool) -> T:
         _, item = self._items.popleft() if left else self._items.pop()
         self._got += 1
@@ -408,10 +417,12 @@ class AsyncGuardedDeque(Generic[T]):
 
     def _hand_room(self, putter: _Parked) -> None:
         self._putters.leave(putter)
-        if not putter.wake():
-            return
+        # Said before it is woken: in another thread it may look before the next line here runs, and it looks once.
         putter.done = True
         putter.layout = self._layout
+        if not putter.wake():
+            putter.done = False
+            return
         item: T = putter.item  # type: ignore[assignment]
         # Not _insert, which would match again from within.
         if putter.left:

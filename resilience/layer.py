@@ -17,6 +17,7 @@ from __future__ import annotations
 import enum
 import functools
 import inspect
+import itertools
 import threading
 from abc import ABC, abstractmethod
 from contextvars import ContextVar
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from resilience.clock import Clock
     from resilience.fusing import BlockingRunner, StreamRunner
 
-__all__ = ["Guard", "Layer", "LayerKind", "Permit", "Statistics", "Strategy"]
+__all__ = ["Guard", "Layer", "LayerKind", "Permit", "Statistics", "Strategy", "Tally"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -78,6 +79,21 @@ class Statistics:
     contended: int = 0
     waiting: int = 0
     in_use: int = 0
+
+
+class Tally:
+    """A counter that threads share without a lock: `add()` is one step of the interpreter."""
+
+    __slots__ = ("_count", "add")
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+        self.add = self._count.__next__
+
+    @property
+    def value(self) -> int:
+        """How often it was added to. Only the counter's repr tells that without counting."""
+        return int(repr(self._count)[len("count(") : -1])
 
 
 class Layer(ABC):
@@ -274,8 +290,11 @@ class Guard(Layer):
         self._section = Section(self._lock, self._events)
 
     @abstractmethod
-    def admit(self, now_ns: int, cost: float = 1) -> Permit | NotUntil | NeverFits:
-        """Decide at once: `now_ns` is a reading of the guard's clock. Never waits; not a checkpoint; any thread."""
+    def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits:
+        """Decide at once. Never waits; not a checkpoint; any thread.
+
+        `now_ns` is a reading of the guard's clock; None lets the guard read it, if it needs to, under its lock.
+        """
 
     @abstractmethod
     def settle(self, permit: Permit, verdict: Verdict) -> None:
@@ -290,7 +309,7 @@ class Guard(Layer):
         return self._admit_or_refuse(cost)
 
     def _admit_or_refuse(self, cost: float) -> Permit:
-        decision = self.admit(self.clock.monotonic_ns(), cost)
+        decision = self.admit(None, cost)
         if isinstance(decision, Permit):
             return decision
         raise self.refuse(decision)
@@ -392,7 +411,7 @@ class Guard(Layer):
 
     async def __aenter__(self) -> Permit:
         """Admit a block of async code. A checkpoint only if the guard has to wait."""
-        decision = self.admit(self.clock.monotonic_ns())
+        decision = self.admit()
         if not isinstance(decision, Permit):
             if not self.waits:
                 raise self.refuse(decision)

@@ -90,18 +90,19 @@ class _ThreadWaiter(Waiter):
 
 
 class _AsyncioWaiter(Waiter):
-    __slots__ = ("_future", "_loop", "_thread", "_woken")
+    __slots__ = ("_future", "_loop", "_running", "_woken")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, running: Callable[[], object]) -> None:
         super().__init__(loop)
         self._loop = loop
-        self._thread = threading.get_ident()
+        self._running = running
         self._future: asyncio.Future[None] | None = None
         self._woken = False
 
     def wake(self) -> bool:
         try:
-            if threading.get_ident() == self._thread and not self._loop.is_closed():
+            # Not the thread is asked: a loop may be run in one thread, and then in another.
+            if self._running() is self._loop:
                 self._set()
             else:
                 self._loop.call_soon_threadsafe(self._set)
@@ -217,7 +218,7 @@ def async_waiter() -> Waiter:
             return _TrioWaiter(trio.lowlevel.current_trio_token())
     import asyncio
 
-    return _AsyncioWaiter(asyncio.get_running_loop())
+    return _AsyncioWaiter(asyncio.get_running_loop(), asyncio._get_running_loop)  # noqa: SLF001 - as above
 
 
 def thread_waiter() -> Waiter:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from resilience.layer import Layer, LayerKind
+from resilience.machines.checks import string
 
 if TYPE_CHECKING:
     from resilience.layer import Guard, Strategy
@@ -51,7 +52,7 @@ class Policy(Layer):
                 msg = f"layers must hold each layer once, but {part!r} is there twice"
                 raise ValueError(msg)
         self.layers = layers
-        self.name = name
+        self.name = string("name", name)
         self._parts = tuple(parts)
 
     @property

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.errors import RateLimitedError
+from resilience.fusing import SETTLED
 from resilience.layer import Guard, LayerKind, Permit, Statistics
 from resilience.machines.checks import non_negative, positive
 from resilience.machines.decision import NeverFits, NotUntil
@@ -163,6 +164,7 @@ class RateLimiter(Guard):
         with self._section:
             units = self._units(cost)
             now_ns = self._line.at(self.clock.monotonic_ns())
+            self._grant(now_ns)
             return seconds(max(0, self._bucket.ready_at(units, self._queued_units) - now_ns))
 
     @property
@@ -190,9 +192,12 @@ class RateLimiter(Guard):
                 waiter.units = self._bucket.units(cost)
                 ready_at = self._bucket.ready_at(waiter.units, self._queued_units)
                 too_late = waiter.deadline_ns is not None and ready_at > waiter.deadline_ns
-                if too_late or not self._bucket.fits(waiter.units):
+                fits = self._bucket.fits(waiter.units)
+                if too_late or not fits:
                     self._queue.leave(waiter)
                     waiter.refused = True
+                    # Kept, since the terms may have changed again before the waiter hears of it.
+                    waiter.value = None if fits else self._too_large(cost)
                     waiter.wake()
                 else:
                     self._queued_units += waiter.units
@@ -207,14 +212,14 @@ class RateLimiter(Guard):
 
     # -- as a layer -------------------------------------------------------------------------------------------------
 
-    def admit(self, now_ns: int, cost: float = _ONE) -> Permit | NotUntil | NeverFits:
+    def admit(self, now_ns: int | None = None, cost: float = _ONE) -> Permit | NotUntil | NeverFits:
         """Decide at once; the permit of a call that a guard further inside refused gives its tokens back."""
         contended = self._lock.locked()
         decision: Permit | NotUntil | NeverFits
         with self._section:
             if contended:
                 self._contended += 1
-            line_ns = self._line.at(now_ns)
+            line_ns = self._line.at_reading(now_ns, self._clock_ns)
             units = self._one if cost is _ONE else self._checked_units(cost)
             if self._waiters:
                 self._grant(line_ns)
@@ -239,7 +244,7 @@ class RateLimiter(Guard):
 
         In a thread that runs an event loop nothing may block: there, what is not admitted at once is refused.
         """
-        decision = self.admit(self.clock.monotonic_ns(), cost)
+        decision = self.admit(None, cost)
         if isinstance(decision, Permit):
             return decision
         if isinstance(decision, NotUntil) and self.waits and not running_loop():
@@ -254,14 +259,16 @@ class RateLimiter(Guard):
         with self._section:
             if permit.settled:
                 return
-            permit.settled = True
-            if verdict is Verdict.IGNORED and isinstance(permit, _Tokens) and permit.give_back(self._bucket):
+            given_back = verdict is Verdict.IGNORED and isinstance(permit, _Tokens) and permit.give_back(self._bucket)
+            permit.generation = SETTLED
+            if given_back:
                 self._admitted -= 1
                 self._grant(self._line.at(self.clock.monotonic_ns()))
+                self._queue.wake_leaders()
 
     def _line_now(self, clock_ns: int) -> int:
         with self._section:
-            return self._line.at(clock_ns)
+            return self._line.at_reading(clock_ns, self._clock_ns)
 
     def _refusal(self, cost: float) -> Exception:
         with self._section:
@@ -283,13 +290,19 @@ class RateLimiter(Guard):
                 line.last_ns = now_ns
             else:
                 now_ns = line.stand_still(now_ns)
+            bucket = self._bucket
             if self._waiters:
                 # Whoever is due goes first; nobody may be there to see to it but us.
                 self._grant(now_ns)
-            if self._waiters:
-                admitted = False
+                admitted = not self._waiters and bucket.take(now_ns, self._units(cost))
+                self._admitted += admitted
+            elif cost is _ONE and bucket.tat <= now_ns and bucket.plain:
+                # What `bucket.take` does when the bucket is full, as it mostly is, without the call.
+                bucket.tat = now_ns + bucket.per_token
+                self._admitted += 1
+                admitted = True
             # The identity test sorts out True and 1.0 as well; both are judged with care.
-            elif self._bucket.take(now_ns, self._one if cost is _ONE else self._units(cost)):
+            elif bucket.take(now_ns, self._one if cost is _ONE else self._units(cost)):
                 self._admitted += 1
                 admitted = True
             else:
@@ -318,9 +331,11 @@ class RateLimiter(Guard):
         """Return the cost in units, or raise ValueError. The lock is held, so that the capacity stays what it is."""
         units = self._checked_units(cost)
         if not self._bucket.fits(units):
-            msg = f"cost must be at most the capacity of {self._bucket.capacity!r}, not {cost!r}"
-            raise ValueError(msg)
+            raise self._too_large(cost)
         return units
+
+    def _too_large(self, cost: float) -> ValueError:
+        return ValueError(f"cost must be at most the capacity of {self._bucket.capacity!r}, not {cost!r}")
 
     def _join(self, waiter: Waiter, cost: float, max_wait_ns: int | None) -> bool:
         """Queue the waiter, or return False if its turn would come too late."""
@@ -336,13 +351,20 @@ class RateLimiter(Guard):
                 waiter.deadline_ns = None if max_wait_ns is None else now_ns + max_wait_ns
                 if isinstance(waiter, _Scheduled):
                     waiter.delay_ns = delay_ns
+                    waiter.due_ns = now_ns + delay_ns
                 self._queue.join(waiter)
                 self._queued_units += units
         return joined
 
     def _grant(self, now_ns: int) -> None:
         """Grant from the head of the queue what is due by now. The lock is held."""
-        while (head := self._queue.head) is not None and self._bucket.take(now_ns, head.units):
+        while (head := self._queue.head) is not None:
+            at_ns = now_ns
+            if isinstance(head, _Scheduled):
+                # It was used when it was due, whenever that is noticed; what has come in since is not lost.
+                at_ns = min(now_ns, max(head.due_ns, self._bucket.ready_at(head.units)))
+            if not self._bucket.take(at_ns, head.units):
+                return
             self._queued_units -= head.units
             self._queue.leave(head)
             if isinstance(head, _Scheduled):
@@ -367,9 +389,8 @@ class RateLimiter(Guard):
                 self._admitted += 1
                 return True, None
             if waiter.refused:
-                if not self._bucket.fits(waiter.units):
-                    msg = f"cost must be at most the capacity of {self._bucket.capacity!r}, not {waiter.value!r}"
-                    raise ValueError(msg)
+                if isinstance(waiter.value, ValueError):
+                    raise waiter.value
                 return False, None
             head = self._queue.head
             if head is None or not self._queue.leads(waiter):
@@ -423,7 +444,6 @@ class _Tokens(Permit):
     def __init__(self, limiter: RateLimiter, generation: int, tat: int, units: int) -> None:
         self.guard = limiter
         self.generation = generation
-        self.settled = False
         self._tat = tat
         self._units = units
 
@@ -434,11 +454,12 @@ class _Tokens(Permit):
 class _Scheduled(Waiter):
     """A turn that is taken for good, in `delay_ns` from when it was; nobody waits for it."""
 
-    __slots__ = ("delay_ns",)
+    __slots__ = ("delay_ns", "due_ns")
 
     def __init__(self) -> None:
         super().__init__(self)
         self.delay_ns = 0
+        self.due_ns = 0
 
     def wake(self) -> bool:
         return True
@@ -458,7 +479,9 @@ class _Reserved(Waiter):
         return f"<reserved place, {self.state}>"
 
     def wake(self) -> bool:
-        return self.parked.wake() if self.parked is not None else True
+        # Read once: another thread may be leaving `Reservation.wait`.
+        parked = self.parked
+        return parked.wake() if parked is not None else True
 
     async def wait(self, clock: Clock, delay_ns: int | None) -> None:
         assert self.parked is not None  # noqa: S101 - set by Reservation.wait, the only caller
@@ -481,7 +504,7 @@ class Reservation:
     def ready_in(self) -> float:
         """In how many seconds the tokens are there; it only ever moves earlier (unless the limiter is updated)."""
         limiter, entry = self._limiter, self._entry
-        with limiter._lock:  # noqa: SLF001 - one class in two parts
+        with limiter._section:  # noqa: SLF001 - one class in two parts
             now_ns = limiter._line.at(limiter.clock.monotonic_ns())  # noqa: SLF001
             limiter._grant(now_ns)  # noqa: SLF001
             ahead = 0
@@ -497,7 +520,7 @@ class Reservation:
         A cancellation cancels the reservation and goes on.
 
         Raises:
-            RuntimeError: the reservation has been cancelled, or is waited for already.
+            RuntimeError: the reservation has been cancelled (also while it is waited for), or is waited for already.
             ValueError: its cost no longer fits since the limiter was updated.
 
         """
@@ -509,7 +532,9 @@ class Reservation:
             raise RuntimeError(msg)
         entry.parked = async_waiter()
         try:
-            await self._limiter._park(entry)  # noqa: SLF001
+            if not await self._limiter._park(entry):  # noqa: SLF001
+                msg = f"{entry!r} was cancelled while it was waited for"
+                raise RuntimeError(msg)
             entry.state = "used"
         finally:
             entry.parked = None
@@ -521,6 +546,9 @@ class Reservation:
         if self._entry.state == "waiting":
             self._entry.state = "cancelled"
             self._limiter._abandon(self._entry)  # noqa: SLF001
+            # Whoever waits for it must not wait for ever.
+            self._entry.refused = True
+            self._entry.wake()
 
 
 def _wait_ns(max_wait: float) -> int | None:

@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 import random as random_module
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.events import RetryScheduled, announce
 from resilience.fusing import END, step
 from resilience.layer import LayerKind, Strategy
-from resilience.machines.backoff import Backoff, ExponentialBackoff
+from resilience.machines.backoff import Backoff, ExponentialBackoff, is_backoff
 from resilience.machines.budget import Budget
-from resilience.machines.checks import positive, positive_int
+from resilience.machines.checks import positive, positive_int, string
 from resilience.machines.retrying import GiveUp, RetryAfter, decide
 from resilience.timers import remaining_ns
 
@@ -143,7 +144,7 @@ class Retry(Strategy):
             raise ValueError(msg)
         self.on_result = on_result
         self.backoff: Backoff = ExponentialBackoff() if backoff is None else backoff
-        if not isinstance(self.backoff, Backoff):
+        if not is_backoff(self.backoff):
             msg = f"backoff must be a backoff such as ExponentialBackoff(), not {backoff!r}"
             raise ValueError(msg)
         self._max_elapsed_ns = None if max_elapsed is None else nanoseconds(positive("max_elapsed", max_elapsed))
@@ -151,8 +152,11 @@ class Retry(Strategy):
             msg = f"budget must be a RetryBudget, not {budget!r}"
             raise ValueError(msg)
         self.budget = budget
+        if not isinstance(honor_retry_after, bool):
+            msg = f"honor_retry_after must be True or False, not {honor_retry_after!r}"
+            raise ValueError(msg)
         self.honor_retry_after = honor_retry_after
-        self.name = name
+        self.name = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self.random = random_module.Random() if random is None else random
 
@@ -233,13 +237,15 @@ class Retry(Strategy):
 class _Rounds:
     """The attempts of one call."""
 
-    __slots__ = ("_attempt", "_previous_ns", "_retry", "_started_ns")
+    __slots__ = ("_attempt", "_line", "_previous_ns", "_retry", "_started_ns")
 
     def __init__(self, retry: Retry) -> None:
         self._retry = retry
         self._attempt = 0
         self._previous_ns = 0
-        self._started_ns = retry.clock.monotonic_ns()
+        # Its own line, so that a clock that steps back gives no call more than its max_elapsed.
+        self._line = MonotoneLine(retry.clock.monotonic_ns())
+        self._started_ns = self._line.last_ns
         if retry.budget is not None:
             retry.budget.first_attempt()
 
@@ -255,7 +261,7 @@ class _Rounds:
         if isinstance(decision, GiveUp):
             self._note(error, decision.reason)
             return None
-        return self._schedule(decision, repr(error))
+        return self._schedule(decision, type(error).__qualname__)
 
     def after_result(self, result: object) -> int | None:
         """Return the delay before the next attempt; None if the result stands."""
@@ -274,7 +280,7 @@ class _Rounds:
             backoff_ns=retry.backoff.delay_ns(self._attempt, retry.random.random(), self._previous_ns),
             cap_ns=nanoseconds(retry.backoff.cap),
             asked_ns=asked_ns,
-            elapsed_ns=retry.clock.monotonic_ns() - self._started_ns,
+            elapsed_ns=self._elapsed_ns(),
             max_elapsed_ns=retry._max_elapsed_ns,  # noqa: SLF001
             remaining_ns=remaining_ns(retry.clock),
         )
@@ -292,8 +298,12 @@ class _Rounds:
 
     def _note(self, error: Exception, reason: str) -> None:
         if self._attempt > 1:
-            elapsed = seconds(self._retry.clock.monotonic_ns() - self._started_ns)
-            error.add_note(f"{self._attempt} attempts in {elapsed:.3g} s; {reason}")
+            # An exception that cannot carry a note (a frozen one) is still the one to be raised.
+            with suppress(Exception):
+                error.add_note(f"{self._attempt} attempts in {seconds(self._elapsed_ns()):.3g} s; {reason}")
+
+    def _elapsed_ns(self) -> int:
+        return self._line.at(self._retry.clock.monotonic_ns()) - self._started_ns
 
 
 def _matcher(on: On) -> Callable[[Exception], bool]:

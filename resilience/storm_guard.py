@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.errors import StormError
 from resilience.events import StormEnded, StormStarted, calls_for
+from resilience.fusing import SETTLED
 from resilience.layer import Guard, LayerKind, Permit, Statistics
 from resilience.machines.checks import non_negative, positive, positive_int
 from resilience.machines.decision import NeverFits, NotUntil
@@ -107,7 +108,7 @@ class StormGuard(Guard):
 
     def try_admit(self) -> Permit | None:
         """Do the same in plain code: a permit, or None. Any thread; nothing needs to be settled."""
-        decision = self._decide(self.clock.monotonic_ns(), count_refusal=True)
+        decision = self._decide(None, count_refusal=True)
         return decision if isinstance(decision, Permit) else None
 
     @property
@@ -138,17 +139,17 @@ class StormGuard(Guard):
 
     # -- as a layer -------------------------------------------------------------------------------------------------
 
-    def admit(self, now_ns: int, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - every event weighs the same
+    def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - every event weighs the same
         """Decide at once."""
         return self._decide(now_ns, count_refusal=False)
 
-    def _decide(self, clock_ns: int, *, count_refusal: bool) -> Permit | NotUntil:
+    def _decide(self, clock_ns: int | None, *, count_refusal: bool) -> Permit | NotUntil:
         contended = self._lock.locked()
         decision: Permit | NotUntil
         with self._section:
             if contended:
                 self._contended += 1
-            now_ns = self._line.at(clock_ns)
+            now_ns = self._line.at_reading(clock_ns, self._clock_ns)
             self._settle(now_ns)
             if self._window.take(now_ns):
                 self._admitted += 1
@@ -162,11 +163,11 @@ class StormGuard(Guard):
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:  # noqa: ARG002 - no verdict undoes an event
         """Note that the event is done with; an event that came has come, however it ended."""
-        permit.settled = True
+        permit.generation = SETTLED
 
     def _line_now(self, clock_ns: int) -> int:
         with self._section:
-            return self._line.at(clock_ns)
+            return self._line.at_reading(clock_ns, self._clock_ns)
 
     # The lock is held in all of these.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from resilience.clock import SystemClock, nanoseconds
+from resilience.clock import MonotoneLine, SystemClock, nanoseconds
 from resilience.fusing import END, step
 from resilience.layer import LayerKind, Strategy
-from resilience.machines.checks import positive
+from resilience.machines.checks import positive, string
 from resilience.timers import within
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Timeout(Strategy):
     def __init__(self, seconds: float, *, name: str = "", clock: Clock | None = None) -> None:
         positive("seconds", seconds)
         self.seconds = seconds
-        self.name = name
+        self.name = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._timeout_ns = nanoseconds(seconds)
 
@@ -64,12 +64,13 @@ class Timeout(Strategy):
         async def run(
             func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> AsyncGenerator[Any, Any]:
-            deadline_ns = clock.monotonic_ns() + timeout_ns
+            line = MonotoneLine(clock.monotonic_ns())
+            deadline_ns = line.last_ns + timeout_ns
             stream = call_next(func, args, kwargs)
             try:
                 sent = thrown = None
                 while True:
-                    left_ns = max(0, deadline_ns - clock.monotonic_ns())
+                    left_ns = max(0, deadline_ns - line.at(clock.monotonic_ns()))
                     item = await within(timeout, left_ns, clock, functools.partial(step, stream, sent, thrown))
                     if item is END:
                         return

@@ -53,7 +53,8 @@ def _same_line(one: Clock, other: Clock) -> bool:
 def _scope_remaining() -> int | None:
     try:
         left = anyio.current_effective_deadline() - anyio.current_time()
-    except (RuntimeError, anyio.NoEventLoopError):
+    except RuntimeError:
+        # No event loop runs in this thread.
         return None
     if math.isinf(left):
         return None if left > 0 else 0

@@ -1,8 +1,8 @@
 """Backoff: how long to wait before the next attempt.
 
 Theory of operation. A schedule maps the number of the failed attempt (from 1), a random number in [0, 1) and, for
-decorrelated jitter, the delay before it, to a delay in nanoseconds that never exceeds the cap. The exponent is bounded
-before it is raised, so that attempt 10,000 costs what attempt 10 does and overflows nothing (PO7).
+decorrelated jitter, the delay before it, to a delay in nanoseconds that never exceeds the cap. A power that a float
+cannot hold is the cap, so attempt 10,000 costs what attempt 10 does and overflows nothing (PO7).
 
 Source of the jitters: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015. Full jitter is
 uniform in [0, d]; equal jitter in [d/2, d]; decorrelated in [base, 3 * previous], capped.
@@ -10,18 +10,18 @@ uniform in [0, d]; equal jitter in [d/2, d]; decorrelated in [base, 3 * previous
 
 from __future__ import annotations
 
-import math
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import attrs
 
 from resilience.machines.checks import non_negative, positive
 
-__all__ = ["Backoff", "ConstantBackoff", "ExponentialBackoff", "Jitter"]
+__all__ = ["Backoff", "ConstantBackoff", "ExponentialBackoff", "Jitter", "is_backoff"]
 
 Jitter: TypeAlias = Literal["full", "equal", "decorrelated", "none"]
 _JITTERS = ("full", "equal", "decorrelated", "none")
 _NANOSECONDS = 1_000_000_000
+_LONG = 1e200
 
 
 @runtime_checkable
@@ -36,6 +36,11 @@ class Backoff(Protocol):
     def delay_ns(self, attempt: int, u: float, previous_ns: int) -> int:
         """Return the delay after the failed `attempt` (from 1), given a random `u` in [0, 1) and the delay before."""
         ...
+
+
+def is_backoff(value: object) -> bool:
+    """Tell whether `value` is a schedule; a class of schedules, its parentheses forgotten, is none."""
+    return isinstance(value, Backoff) and not isinstance(value, type)
 
 
 def _check_positive(_instance: object, attribute: attrs.Attribute[float], value: float) -> None:
@@ -78,23 +83,36 @@ class ExponentialBackoff:
 
     def delay_ns(self, attempt: int, u: float, previous_ns: int) -> int:
         """Return the delay after the failed `attempt`, between 0 and the cap."""
-        cap_ns = round(self.cap * _NANOSECONDS)
+        cap_ns = _whole_ns(self.cap)
         if self.jitter == "decorrelated":
-            base_ns = round(self.base * _NANOSECONDS)
+            base_ns = _whole_ns(self.base)
             longest = max(base_ns, 3 * previous_ns)
-            return min(cap_ns, base_ns + int(u * (longest - base_ns)))
-        delay_ns = min(cap_ns, self._unjittered_ns(attempt, cap_ns))
+            return min(cap_ns, base_ns + _share(u, longest - base_ns))
+        delay_ns = self._unjittered_ns(attempt, cap_ns)
         if self.jitter == "full":
-            return int(u * delay_ns)
+            return _share(u, delay_ns)
         if self.jitter == "equal":
-            return delay_ns // 2 + int(u * (delay_ns - delay_ns // 2))
+            return delay_ns // 2 + _share(u, delay_ns - delay_ns // 2)
         return delay_ns
 
     def _unjittered_ns(self, attempt: int, cap_ns: int) -> int:
-        exponent = attempt - 1
-        if self.factor > 1 and exponent * math.log(self.factor) > math.log(max(1.0, self.cap / self.base)) + 1:
+        try:
+            # A float, whose power overflows at once where that of an int would grow as long as the attempt's number.
+            grown = self.base * float(self.factor) ** (attempt - 1)
+        except OverflowError:
             return cap_ns
-        return round(self.base * self.factor**exponent * _NANOSECONDS)
+        return min(cap_ns, _whole_ns(grown)) if grown < self.cap else cap_ns
+
+
+def _whole_ns(seconds: float) -> int:
+    """Return whole nanoseconds, also of what is too long for a float of them."""
+    return round(seconds * _NANOSECONDS) if seconds < _LONG else int(seconds) * _NANOSECONDS
+
+
+def _share(u: float, delay_ns: int) -> int:
+    """Return that share of a delay, rounded down, also of one that no float holds."""
+    share = int(u * delay_ns) if delay_ns < _LONG else int(u * _NANOSECONDS) * (delay_ns // _NANOSECONDS)
+    return min(delay_ns, share)
 
 
 @attrs.frozen
@@ -110,4 +128,4 @@ class ConstantBackoff:
 
     def delay_ns(self, attempt: int, u: float, previous_ns: int) -> int:  # noqa: ARG002 - the protocol's signature
         """Return the delay."""
-        return round(self.delay * _NANOSECONDS)
+        return _whole_ns(self.delay)

@@ -1,9 +1,10 @@
 """A budget for retries, so that a struggling callee does not get a multiple of its load.
 
 Theory of operation. Each first attempt earns `ratio` of a retry, a steady trickle earns `per_second`, and what was
-earned is kept up to a reserve of `per_second * reserve_for`; a retry costs one. So in any interval of t seconds
+earned is kept up to a reserve of `per_second * reserve_for`, or of one retry where that is less; a retry costs one. So
+in any interval of t seconds
 
-    retries <= ratio * first attempts + per_second * (t + reserve_for)                          (PO4)
+    retries <= ratio * first attempts + per_second * t + max(1, per_second * reserve_for)       (PO4)
 
 Source: Finagle's RetryBudget. Amounts are whole numbers of 1/den of a retry, exactly.
 """

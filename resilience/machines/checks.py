@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["non_negative", "positive", "positive_int", "whole_number"]
+__all__ = ["finite", "non_negative", "positive", "positive_int", "string", "whole_number"]
 
 
 def positive(name: str, value: object, *, infinite: bool = False) -> float:
@@ -29,6 +29,15 @@ def non_negative(name: str, value: object, *, infinite: bool = False) -> float:
     return number
 
 
+def finite(name: str, value: object) -> float:
+    """Return `value` as a finite number of either sign, or raise ValueError."""
+    number = _number(name, value)
+    if not math.isfinite(number):
+        msg = f"{name} must be a finite number, not {value!r}"
+        raise ValueError(msg)
+    return number
+
+
 def positive_int(name: str, value: object) -> int:
     """Return `value` as a whole number of at least 1, or raise ValueError."""
     return whole_number(name, value, minimum=1)
@@ -42,8 +51,21 @@ def whole_number(name: str, value: object, *, minimum: int = 0) -> int:
     return value
 
 
+def string(name: str, value: object) -> str:
+    """Return `value` as a string, or raise ValueError."""
+    if not isinstance(value, str):
+        msg = f"{name} must be a string, not {value!r}"
+        raise ValueError(msg)
+    return value
+
+
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         msg = f"{name} must be a number, not {value!r}"
         raise ValueError(msg)
+    try:
+        float(value)
+    except OverflowError:
+        msg = f"{name} must be a number that a float can hold, not one of {value.bit_length()} bits"  # type: ignore[union-attr]
+        raise ValueError(msg) from None
     return value

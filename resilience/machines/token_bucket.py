@@ -45,6 +45,7 @@ class TokenBucket:
         "generation",
         "per_nanosecond",
         "per_token",
+        "plain",
         "rate",
         "tat",
     )
@@ -58,6 +59,7 @@ class TokenBucket:
         # While grants are outstanding that may be given back: the least slack that an admission has found since.
         self._outstanding = 0
         self._least_slack = 0
+        self._say_if_plain()
 
     def _configure(self, rate: float, capacity: float) -> None:
         self.rate = rate
@@ -120,14 +122,17 @@ class TokenBucket:
         if not self._outstanding:
             self._least_slack = self.burst
         self._outstanding += 1
+        self.plain = False
 
     def keep(self) -> None:
         """Note that a held admission is used after all."""
         self._outstanding -= 1
+        self._say_if_plain()
 
     def give_back(self, units: int) -> int:
         """Give a held admission back, as far as the bound allows; return the units that came back."""
         self._outstanding -= 1
+        self._say_if_plain()
         returned = max(0, min(units, self._least_slack))
         self._least_slack -= returned
         self.tat -= returned
@@ -140,8 +145,13 @@ class TokenBucket:
         debt = max(Fraction(0), exact_fraction(capacity) - tokens)
         self.tat = now_ns * self.per_nanosecond + math.ceil(debt * self.per_token)
         self.generation += 1
+        self._say_if_plain()
         # What was granted under the old terms is not given back under the new ones.
         self._least_slack = 0
+
+    def _say_if_plain(self) -> None:
+        """Say whether a full bucket takes one token by a mere addition of nanoseconds (see RateLimiter)."""
+        self.plain = self.per_nanosecond == 1 and self.per_token <= self.burst and not self._outstanding
 
     def _debt(self, now_ns: int) -> int:
         return max(0, self.tat - now_ns * self.per_nanosecond)

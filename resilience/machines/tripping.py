@@ -16,6 +16,7 @@ from typing import ClassVar, Protocol, TypeAlias
 import attrs
 
 from resilience.machines.checks import positive, positive_int
+from resilience.machines.token_bucket import exact_fraction
 
 __all__ = [
     "ConsecutiveFailures",
@@ -44,6 +45,10 @@ class Tripwire(Protocol):
 
     def forget(self) -> None:
         """Count a success, where that means no more than to forget failures (consecutive ones)."""
+        ...
+
+    def age(self, now_ns: int) -> None:
+        """Forget what has left the window by now."""
         ...
 
 
@@ -159,6 +164,11 @@ class Tripwires:
         for wire in self._wires:
             wire.forget()
 
+    def age(self, now_ns: int) -> None:
+        """Forget what has left each condition's window by now."""
+        for wire in self._wires:
+            wire.age(now_ns)
+
     def record(self, now_ns: int, *, failed: bool, slow: bool) -> bool:
         """Count one outcome with every condition; return True if any trips."""
         tripped = False
@@ -177,6 +187,9 @@ class _Consecutive:
     def forget(self) -> None:
         self.failures = 0
 
+    def age(self, now_ns: int) -> None:
+        """Do nothing: consecutive failures are forgotten by a success alone."""
+
     def record(self, now_ns: int, *, failed: bool, slow: bool) -> bool:  # noqa: ARG002 - the protocol's signature
         if not failed:
             self.forget()
@@ -190,6 +203,7 @@ class _Counts(Protocol):
     failed: int
     slow: int
 
+    def age(self, now_ns: int) -> None: ...
     def add(self, now_ns: int, failed: int, slow: int) -> None: ...
 
 
@@ -200,6 +214,9 @@ class _LastCalls:
         self._size = size
         self._entries: deque[tuple[int, int]] = deque()
         self.calls = self.failed = self.slow = 0
+
+    def age(self, now_ns: int) -> None:
+        """Do nothing: calls leave this window as others enter it."""
 
     def add(self, now_ns: int, failed: int, slow: int) -> None:  # noqa: ARG002 - the protocol's signature
         if self.calls == self._size:
@@ -221,13 +238,17 @@ class _LastSeconds:
         self._slices: deque[list[int]] = deque()
         self.calls = self.failed = self.slow = 0
 
-    def add(self, now_ns: int, failed: int, slow: int) -> None:
+    def age(self, now_ns: int) -> None:
         number = now_ns // self._slice_ns
         while self._slices and self._slices[0][0] <= number - TimeWindow.SLICES:
             _, old_calls, old_failed, old_slow = self._slices.popleft()
             self.calls -= old_calls
             self.failed -= old_failed
             self.slow -= old_slow
+
+    def add(self, now_ns: int, failed: int, slow: int) -> None:
+        self.age(now_ns)
+        number = now_ns // self._slice_ns
         if not self._slices or self._slices[-1][0] != number:
             self._slices.append([number, 0, 0, 0])
         newest = self._slices[-1]
@@ -249,7 +270,8 @@ class _Rate:
     __slots__ = ("_counts", "_min_calls", "_slow_calls", "_threshold")
 
     def __init__(self, threshold: float, counts: _Counts, min_calls: int, *, slow_calls: bool) -> None:
-        self._threshold = threshold
+        # The decimal that was written: 55 of 100 calls are a share of 0.55, though not of the float nearest to it.
+        self._threshold = exact_fraction(threshold)
         self._counts = counts
         self._min_calls = min_calls
         self._slow_calls = slow_calls
@@ -257,6 +279,9 @@ class _Rate:
     @property
     def failures(self) -> int:
         return self._counts.failed
+
+    def age(self, now_ns: int) -> None:
+        self._counts.age(now_ns)
 
     def forget(self) -> None:
         """Do nothing: a rate forgets nothing before its window does."""
@@ -266,4 +291,5 @@ class _Rate:
         counts.add(now_ns, int(failed), int(slow))
         if counts.calls < self._min_calls:
             return False
-        return (counts.slow if self._slow_calls else counts.failed) >= self._threshold * counts.calls
+        counted = counts.slow if self._slow_calls else counts.failed
+        return counted * self._threshold.denominator >= self._threshold.numerator * counts.calls

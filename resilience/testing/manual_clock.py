@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from resilience.clock import nanoseconds, seconds
+from resilience.machines.checks import finite, non_negative
 from resilience.parking import async_waiter
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ class ManualClock:
     __slots__ = ("__weakref__", "_autojump", "_heap", "_idle", "_lock", "_now_ns", "_numbers", "_wall_ns")
 
     def __init__(self, start: float = 0.0, *, wall: float = 1_767_225_600.0, autojump: bool = False) -> None:
-        self._now_ns = nanoseconds(start)
-        self._wall_ns = nanoseconds(wall) - self._now_ns
+        self._now_ns = nanoseconds(finite("start", start))
+        self._wall_ns = nanoseconds(finite("wall", wall)) - self._now_ns
         self._lock = threading.RLock()
         self._heap: list[tuple[int, int, list[Callable[[], object]]]] = []
         self._numbers = itertools.count()
@@ -133,24 +134,18 @@ class ManualClock:
             ValueError: `seconds` is negative or not finite; time goes back only in `step_back`.
 
         """
-        if not 0 <= seconds < float("inf"):
-            msg = f"seconds must be a finite number of at least 0, not {seconds!r}"
-            raise ValueError(msg)
-        self._move_to(self._now_ns + nanoseconds(seconds))
+        self._move_to(self._now_ns + nanoseconds(non_negative("seconds", seconds)))
 
     def step_back(self, seconds: float) -> None:
         """Make the monotonic clock fall back by `seconds`; sleepers sleep as long as they meant to."""
-        if not 0 <= seconds < float("inf"):
-            msg = f"seconds must be a finite number of at least 0, not {seconds!r}"
-            raise ValueError(msg)
-        step_ns = nanoseconds(seconds)
+        step_ns = nanoseconds(non_negative("seconds", seconds))
         with self._lock:
             self._now_ns -= step_ns
             self._heap = [(at_ns - step_ns, number, entry) for at_ns, number, entry in self._heap]
 
     def jump_wall(self, seconds: float) -> None:
         """Move the wall clock alone, either way."""
-        self._wall_ns += nanoseconds(seconds)
+        self._wall_ns += nanoseconds(finite("seconds", seconds))
 
     def next_deadline(self) -> float | None:
         """Return the instant, in seconds on the clock's own line, at which the next sleeper is due; None if none is."""
