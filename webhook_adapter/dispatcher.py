@@ -1,0 +1,396 @@
+"""The dispatcher: due deliveries -> guards -> sender -> recorded outcome.
+
+Rules of this module:
+
+* It claims only what it has room for, and what no guard would refuse; a refusal by a guard gives the lease back and
+  uses up no attempt.
+* One outcome is judged once for the breaker and once for the delivery, by the same table (`lifecycle`), and recorded in
+  one fenced transaction. An outcome that cannot be recorded stops the claiming until it can: nothing is sent blindly.
+* An attempt starts only under a lease that outlives it.
+* It sleeps until the next delivery is due or somebody wakes it; the one thing it looks for unasked, now and then, is
+  what other processes have written.
+* Stopped, it claims no more, lets what is in flight end within the grace period, and gives the rest back.
+
+It knows the store and the sender, which do not know each other.
+"""
+
+from __future__ import annotations
+
+import collections
+import logging
+import random as random_module
+from typing import TYPE_CHECKING
+
+import anyio
+import attrs
+
+from resilience import CircuitState, RejectedError
+from resilience.parking import Waiter, async_waiter
+from webhook_adapter import lifecycle
+from webhook_adapter.guards import EndpointGuards, Guards
+from webhook_adapter.model import AttemptOutcome, FailureKind
+from webhook_adapter.store import Claim, Release, Store, StoreClosedError, StoreUnavailableError
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from resilience import Clock
+    from webhook_adapter.sender import Sender
+    from webhook_adapter.settings import Settings
+
+__all__ = ["AnchoredWall", "Dispatcher", "DispatcherStatistics"]
+
+logger = logging.getLogger("webhook_adapter")
+
+_NANOSECONDS = 1_000_000_000
+_TOO_MANY_REQUESTS = 429
+# How long at most until it looks for work that another process may have written, in seconds.
+_LOOK_AROUND = 1.0
+# How many due deliveries are leased at a time at the most; more would only make the first of them wait.
+_BATCH = 200
+# How long the leases of what a stop has interrupted may take to be given back, in seconds.
+_RELEASE_WITHIN = 2.0
+
+
+class AnchoredWall:
+    """Unix time that goes at the pace of the monotonic clock, from what the wall clock showed at the start.
+
+    So a wall clock that jumps while the process runs neither makes attempts due in bulk nor parks them.
+    """
+
+    __slots__ = ("_anchor_ns", "_clock")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._anchor_ns = clock.time_ns() - clock.monotonic_ns()
+
+    def __call__(self) -> float:
+        """Return Unix time in seconds."""
+        return (self._anchor_ns + self._clock.monotonic_ns()) / _NANOSECONDS
+
+
+@attrs.frozen(kw_only=True)
+class DispatcherStatistics:
+    """What this process has done since it started.
+
+    `attempts` were made, of which `succeeded` and `failed`; `rejected` times a guard refused after the claim;
+    `stale` outcomes came after their lease was lost; `transitions` of circuits, by (old, new); `limited` times an
+    endpoint's limiter left it out of a claim; `in_flight` now; `store_trouble` is true while outcomes wait for the
+    database to take them.
+    """
+
+    attempts: int
+    succeeded: int
+    failed: int
+    rejected: int
+    stale: int
+    limited: int
+    transitions: dict[tuple[str, str], int]
+    in_flight: int
+    store_trouble: bool
+
+
+class _LeaseTooShortError(Exception):
+    """The lease would not outlive the attempt."""
+
+
+class Dispatcher:
+    """Delivers what is due in one process. `run` does it until `stop`.
+
+    Args:
+        store: where deliveries come from and outcomes go.
+        sender: makes the attempts.
+        settings: limits and durations.
+        clock: measures everything.
+        wall: Unix time for the store.
+        random: where the jitter comes from.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        sender: Sender,
+        settings: Settings,
+        *,
+        clock: Clock,
+        wall: AnchoredWall,
+        random: random_module.Random | None = None,
+    ) -> None:
+        self._store = store
+        self._sender = sender
+        self._settings = settings
+        self._clock = clock
+        self._wall = wall
+        self._random = random_module.Random() if random is None else random  # noqa: S311 - jitter is no secret
+        self.guards = Guards(settings, clock=clock, on_transition=self._on_transition)
+        # Before a send the lease must have the attempt's time left, and as much again as it has to spare.
+        self._lease_margin = settings.attempt_timeout + min(1.0, (settings.lease_for - settings.attempt_timeout) / 2)
+        self._sleeper: Waiter | None = None
+        self._woken = False
+        self._stopping = False
+        self._done: anyio.Event | None = None
+        self._leased = 0
+        self._active = 0
+        self._unrecorded = 0
+        self._idle: list[anyio.Event] = []
+        self._next_recovery = 0.0
+        self._attempts = self._succeeded = self._failed = self._rejected = self._stale = self._limited = 0
+        self._transitions: collections.Counter[tuple[str, str]] = collections.Counter()
+
+    # -- from outside -----------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Look for work now: something was accepted, or changed. Any thread; not a checkpoint."""
+        self._woken = True
+        sleeper = self._sleeper
+        if sleeper is not None:
+            sleeper.wake()
+
+    def stop(self) -> None:
+        """Claim no more. Any thread; `run` returns when what is in flight has ended, or the grace period has."""
+        self._stopping = True
+        self.wake()
+
+    async def wait_until_idle(self) -> None:
+        """Wait until no delivery is pending or in flight, but those held for disabled and paused endpoints."""
+        idle = anyio.Event()
+        self._idle.append(idle)
+        self.wake()
+        try:
+            await idle.wait()
+        finally:
+            if idle in self._idle:
+                self._idle.remove(idle)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it runs, and the database takes its outcomes."""
+        return self._sleeper is not None and not self._stopping and not self._unrecorded
+
+    def statistics(self) -> DispatcherStatistics:
+        """Return a frozen snapshot. Any thread."""
+        return DispatcherStatistics(
+            attempts=self._attempts,
+            succeeded=self._succeeded,
+            failed=self._failed,
+            rejected=self._rejected,
+            stale=self._stale,
+            limited=self._limited,
+            transitions=dict(self._transitions),
+            in_flight=self._active,
+            store_trouble=self._unrecorded > 0,
+        )
+
+    # -- the loop ---------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Deliver until stopped. A checkpoint; a cancellation gives back what is in flight and goes on."""
+        self._sleeper = async_waiter()
+        try:
+            async with anyio.create_task_group() as tasks:
+                while not self._stopping:
+                    self._woken = False
+                    idle = list(self._idle)
+                    try:
+                        pause = await self._pass(tasks, idle)
+                    except StoreUnavailableError as error:
+                        logger.warning("nothing can be claimed: %s", error)
+                        pause = error.retry_after
+                    if pause > 0 and not self._woken and not self._stopping:
+                        await self._sleeper.wait(self._clock, int(pause * _NANOSECONDS))
+                await self._drain(tasks)
+        except* StoreClosedError:
+            logger.warning("the store was closed under the dispatcher")
+        finally:
+            self._sleeper = None
+
+    async def _pass(self, tasks: TaskGroup, idle: list[anyio.Event]) -> float:
+        """Claim what there is room for and start on it; return for how many seconds there is nothing more to do."""
+        now = self._wall()
+        if now >= self._next_recovery:
+            self._next_recovery = now + self._settings.lease_for / 3
+            await self._store.recover_leases(now=now)
+        if self._unrecorded:
+            # The database does not take outcomes: whoever waits to record one wakes us when it has.
+            return _LOOK_AROUND
+        room = self._settings.max_concurrent * 2 - self._leased
+        if room <= 0:
+            return _LOOK_AROUND
+        capacities, limited_for = self._capacities()
+        claims = await self._store.claim(
+            now=now,
+            limit=min(room, _BATCH),
+            lease_for=self._settings.lease_for,
+            endpoint_limit=self._settings.endpoint_max_concurrent * 2,
+            capacities=capacities,
+        )
+        for claim in claims:
+            guards = self.guards.of(claim.endpoint)
+            guards.leased += 1
+            self._leased += 1
+            self._active += 1
+            tasks.start_soon(self._deliver, claim, guards)
+        if claims:
+            # There may be more, but only once there is room; what ends wakes us.
+            return 0.0 if len(claims) < room else _LOOK_AROUND
+        return await self._pause(capacities, limited_for, idle)
+
+    async def _pause(self, capacities: dict[str, int], limited_for: float, idle: list[anyio.Event]) -> float:
+        """Return how long there will be nothing to claim; tell those who wait for that if all is done."""
+        full = [endpoint_id for endpoint_id, capacity in capacities.items() if capacity == 0]
+        due_at = await self._store.next_due_at(exclude=full)
+        if due_at is None and not self._active and not full:
+            for event in idle:
+                event.set()
+        pause = min(_LOOK_AROUND, limited_for)
+        if due_at is None:
+            return pause
+        left = due_at - self._wall()
+        # Due, and yet not claimed: behind what is in flight, which wakes us, or written a moment ago.
+        return min(pause, left) if left > 0 else min(pause, 0.02)
+
+    def _capacities(self) -> tuple[dict[str, int], float]:
+        """Return how much each endpoint in use has room for, and when the first limiter lets something through."""
+        capacities: dict[str, int] = {}
+        limited_for = _LOOK_AROUND
+        for endpoint_id, guards in self.guards.all().items():
+            capacity = guards.capacity()
+            capacities[endpoint_id] = capacity
+            if capacity == 0 and guards.limiter is not None and guards.leased == 0:
+                self._limited += 1
+                limited_for = min(limited_for, guards.ready_in())
+        return capacities, limited_for
+
+    async def _drain(self, tasks: TaskGroup) -> None:
+        """Let what is in flight end; cancel it when the grace period is over."""
+        if not self._active:
+            return
+        self._done = anyio.Event()
+        try:
+            with self._clock.fail_after(self._settings.drain_timeout):
+                await self._done.wait()
+        except TimeoutError:
+            logger.warning("%d attempts did not end within the grace period and are given back", self._active)
+            tasks.cancel_scope.cancel()
+
+    # -- one delivery -----------------------------------------------------------------------------------------------
+
+    async def _deliver(self, claim: Claim, guards: EndpointGuards) -> None:
+        counted = True
+        try:
+            try:
+                outcome = await guards.policy.call(self._attempt, claim)
+            except RejectedError as rejected:
+                self._rejected += 1
+                await self._give_back(claim, after=max(rejected.retry_after or 0.0, guards.ready_in()))
+                return
+            except _LeaseTooShortError:
+                await self._give_back(claim, after=0.0)
+                return
+            except Exception as error:
+                logger.exception("the attempt itself failed; it counts as one")
+                outcome = self._broken(error)
+            self._settled(guards)
+            counted = False
+            await self._record(claim, guards, outcome)
+        except StoreClosedError:
+            logger.warning("delivery %s ended after the store had been closed", claim.delivery.id)
+        except BaseException:
+            # Given back at once rather than when the lease ends; only this is shielded, and briefly.
+            with anyio.move_on_after(_RELEASE_WITHIN, shield=True):
+                await self._give_back(claim, after=0.0)
+            raise
+        finally:
+            if counted:
+                self._settled(guards)
+            self._active -= 1
+            if not self._active:
+                self.wake()
+                if self._done is not None:
+                    self._done.set()
+
+    async def _attempt(self, claim: Claim) -> AttemptOutcome:
+        lease_until = claim.delivery.lease_until
+        if lease_until is None or lease_until - self._wall() < self._lease_margin:
+            raise _LeaseTooShortError
+        self._attempts += 1
+        return await self._sender.send(claim.endpoint, claim.message)
+
+    def _settled(self, guards: EndpointGuards) -> None:
+        """Note that an attempt no longer takes room, and look for more work when half the room is free."""
+        guards.leased -= 1
+        self._leased -= 1
+        if guards.leased in {0, guards.bulkhead.max_concurrent} or self._leased == self._settings.max_concurrent:
+            self.wake()
+
+    def _broken(self, error: Exception) -> AttemptOutcome:
+        return AttemptOutcome(
+            started_at=self._wall(),
+            duration=0.0,
+            status_code=None,
+            failure=FailureKind.PROTOCOL,
+            error=f"the attempt itself failed ({type(error).__name__})",
+            retry_after=None,
+            response_body=b"",
+        )
+
+    async def _record(self, claim: Claim, guards: EndpointGuards, outcome: AttemptOutcome) -> None:
+        """Record an outcome, waiting for the database if need be, as long as the lease lasts."""
+        if outcome.succeeded:
+            self._succeeded += 1
+        else:
+            self._failed += 1
+        now = self._wall()
+        judgement = lifecycle.judge(
+            outcome,
+            round_attempt=claim.delivery.round_attempts + 1,
+            schedule=self._settings.retry_schedule,
+            jitter=self._settings.retry_jitter,
+            retry_after_max=self._settings.retry_after_max,
+            now=now,
+            u=self._random.random(),
+            expires_at=claim.delivery.expires_at,
+        )
+        blocked_until = self._blocked_until(guards, outcome, now)
+        waiting = False
+        try:
+            while True:
+                try:
+                    attempt = await self._store.record(
+                        claim, outcome, judgement, now=self._wall(), blocked_until=blocked_until
+                    )
+                    break
+                except StoreUnavailableError as error:
+                    if not waiting:
+                        waiting = True
+                        self._unrecorded += 1
+                        logger.warning("an outcome cannot be recorded, nothing is claimed until it is: %s", error)
+                    if claim.delivery.lease_until is None or self._wall() >= claim.delivery.lease_until:
+                        logger.warning("delivery %s lost its lease before its outcome was recorded", claim.delivery.id)
+                        return
+                    await self._clock.sleep(error.retry_after)
+        finally:
+            if waiting:
+                self._unrecorded -= 1
+                self.wake()
+        if attempt is None:
+            self._stale += 1
+
+    def _blocked_until(self, guards: EndpointGuards, outcome: AttemptOutcome, now: float) -> float | None:
+        """Return until when the endpoint is to be left alone, if at all."""
+        if outcome.status_code == _TOO_MANY_REQUESTS and outcome.retry_after is not None:
+            return now + min(outcome.retry_after, self._settings.retry_after_max)
+        if guards.breaker.state is CircuitState.OPEN:
+            return now + guards.breaker.retry_after()
+        return None
+
+    async def _give_back(self, claim: Claim, *, after: float) -> None:
+        now = self._wall()
+        try:
+            await self._store.release([Release(claim, now + after)], now=now)
+        except StoreUnavailableError as error:
+            logger.warning("a lease could not be given back, and ends by itself: %s", error)
+
+    def _on_transition(self, endpoint_id: str, old: CircuitState, new: CircuitState) -> None:
+        self._transitions[old.value, new.value] += 1
+        logger.info("the circuit of %s went from %s to %s", endpoint_id, old.value, new.value)
