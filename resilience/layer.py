@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar,
 
 import attrs
 
+from resilience.clock import seconds
 from resilience.errors import RejectedError
 from resilience.events import SUBSCRIBERS, EventQueue, Rejected, Section, calls_for
 from resilience.fusing import END, Permit, Pipeline, Runner, compose, step
@@ -325,7 +326,7 @@ class Guard(Layer):
         return self.error(self.label, retry_after)
 
     def _seconds_until(self, at_ns: int | None) -> float | None:
-        return None if at_ns is None else max(0.0, (at_ns - self._line_now(self.clock.monotonic_ns())) / 1e9)
+        return None if at_ns is None else seconds(max(0, at_ns - self._line_now(self.clock.monotonic_ns())))
 
     def _line_now(self, clock_ns: int) -> int:
         """Return the instant on the guard's own line for a reading of the clock."""

@@ -75,7 +75,7 @@ class _ThreadWaiter(Waiter):
     def wait_blocking(self, clock: Clock, delay_ns: int | None) -> None:
         if delay_ns is None:
             self._event.wait()
-        elif isinstance(clock, SystemClock):
+        elif type(clock) is SystemClock:
             self._event.wait(min(seconds(delay_ns), threading.TIMEOUT_MAX))
         elif isinstance(clock, CallbackClock):
             take_back = clock.call_later(delay_ns, self._event.set)
@@ -123,7 +123,7 @@ class _AsyncioWaiter(Waiter):
         try:
             if delay_ns is None:
                 await self._future
-            elif isinstance(clock, SystemClock):
+            elif type(clock) is SystemClock:
                 timer = self._loop.call_later(seconds(delay_ns), self._set)
                 try:
                     await self._future

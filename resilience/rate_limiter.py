@@ -349,7 +349,7 @@ class RateLimiter(Guard):
                 waiter.value = cost
                 waiter.units = units
                 waiter.deadline_ns = None if max_wait_ns is None else now_ns + max_wait_ns
-                if isinstance(waiter, _Scheduled):
+                if isinstance(waiter, _Place):
                     waiter.delay_ns = delay_ns
                     waiter.due_ns = now_ns + delay_ns
                 self._queue.join(waiter)
@@ -360,8 +360,8 @@ class RateLimiter(Guard):
         """Grant from the head of the queue what is due by now. The lock is held."""
         while (head := self._queue.head) is not None:
             at_ns = now_ns
-            if isinstance(head, _Scheduled):
-                # It was used when it was due, whenever that is noticed; what has come in since is not lost.
+            if isinstance(head, _Place) and head.unattended:
+                # Its tokens were its own when it was due, whenever that is noticed; what has come in since is not lost.
                 at_ns = min(now_ns, max(head.due_ns, self._bucket.ready_at(head.units)))
             if not self._bucket.take(at_ns, head.units):
                 return
@@ -451,8 +451,8 @@ class _Tokens(Permit):
         return bucket.give_back_last(self.generation, self._tat, self._units)
 
 
-class _Scheduled(Waiter):
-    """A turn that is taken for good, in `delay_ns` from when it was; nobody waits for it."""
+class _Place(Waiter):
+    """A place in the queue that nobody need be parked at: due at `due_ns`, `delay_ns` after it was taken."""
 
     __slots__ = ("delay_ns", "due_ns")
 
@@ -461,19 +461,34 @@ class _Scheduled(Waiter):
         self.delay_ns = 0
         self.due_ns = 0
 
+    @property
+    def unattended(self) -> bool:
+        """Whether nobody is parked here now."""
+        return True
+
+
+class _Scheduled(_Place):
+    """A turn that is taken for good; nobody waits for it."""
+
+    __slots__ = ()
+
     def wake(self) -> bool:
         return True
 
 
-class _Reserved(Waiter):
-    """A place in the queue that nobody need be parked at."""
+class _Reserved(_Place):
+    """A place that may be waited at, and given up."""
 
     __slots__ = ("parked", "state")
 
     def __init__(self) -> None:
-        super().__init__(self)
+        super().__init__()
         self.parked: Waiter | None = None
         self.state = "waiting"
+
+    @property
+    def unattended(self) -> bool:
+        return self.parked is None
 
     def __repr__(self) -> str:
         return f"<reserved place, {self.state}>"

@@ -39,7 +39,7 @@ def remaining_ns(clock: Clock) -> int | None:
     published = _DEADLINE.get()
     if published is not None and _same_line(published[0], clock):
         remaining = published[1] - clock.monotonic_ns()
-    if isinstance(clock, SystemClock):
+    if type(clock) is SystemClock:
         scope = _scope_remaining()
         if scope is not None:
             remaining = scope if remaining is None else min(remaining, scope)
@@ -47,7 +47,7 @@ def remaining_ns(clock: Clock) -> int | None:
 
 
 def _same_line(one: Clock, other: Clock) -> bool:
-    return one is other or (isinstance(one, SystemClock) and isinstance(other, SystemClock))
+    return one is other or (type(one) is SystemClock and type(other) is SystemClock)
 
 
 def _scope_remaining() -> int | None:
@@ -70,7 +70,7 @@ async def within(limit: float, limit_ns: int, clock: Clock, start: Callable[[], 
     else:
         token = _DEADLINE.set((clock, deadline_ns))
     try:
-        if isinstance(clock, SystemClock) and not _on_trio():
+        if type(clock) is SystemClock and not _on_trio():
             return await _within_asyncio(limit, limit_ns, start)
         return await _within_scope(limit, limit_ns, clock, start)
     finally:

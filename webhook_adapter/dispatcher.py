@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from resilience import CircuitState, RejectedError
+from resilience import AsyncGuardedDeque, CircuitState, RejectedError
 from resilience.parking import Waiter, async_waiter
 from webhook_adapter import lifecycle
 from webhook_adapter.guards import EndpointGuards, Guards
@@ -90,8 +90,12 @@ class DispatcherStatistics:
     store_trouble: bool
 
 
-class _LeaseTooShortError(Exception):
-    """The lease would not outlive the attempt."""
+class _NotNowError(RejectedError):
+    """The attempt was not begun: its lease would not outlive it, or the endpoint has asked to be left alone."""
+
+    def __init__(self, after: float) -> None:
+        super().__init__("the dispatcher", after)
+        self.after = after
 
 
 class Dispatcher:
@@ -129,6 +133,8 @@ class Dispatcher:
         self._woken = False
         self._stopping = False
         self._done: anyio.Event | None = None
+        self._work: AsyncGuardedDeque[tuple[Claim, EndpointGuards]] = AsyncGuardedDeque(name="deliveries")
+        self._free_workers = 0
         self._leased = 0
         self._active = 0
         self._unrecorded = 0
@@ -198,6 +204,7 @@ class Dispatcher:
                         pause = error.retry_after
                     if pause > 0 and not self._woken and not self._stopping:
                         await self._sleeper.wait(self._clock, int(pause * _NANOSECONDS))
+                self._work.close()
                 await self._drain(tasks)
         except* StoreClosedError:
             logger.warning("the store was closed under the dispatcher")
@@ -216,7 +223,7 @@ class Dispatcher:
         room = self._settings.max_concurrent * 2 - self._leased
         if room <= 0:
             return _LOOK_AROUND
-        capacities, limited_for = self._capacities()
+        capacities, limited_for = self._capacities(now)
         claims = await self._store.claim(
             now=now,
             limit=min(room, _BATCH),
@@ -229,7 +236,11 @@ class Dispatcher:
             guards.leased += 1
             self._leased += 1
             self._active += 1
-            tasks.start_soon(self._deliver, claim, guards)
+            if self._free_workers:
+                self._free_workers -= 1
+                self._work.append_nowait((claim, guards))
+            else:
+                tasks.start_soon(self._work_on, claim, guards)
         if claims:
             # There may be more, but only once there is room; what ends wakes us.
             return 0.0 if len(claims) < room else _LOOK_AROUND
@@ -249,12 +260,12 @@ class Dispatcher:
         # Due, and yet not claimed: behind what is in flight, which wakes us, or written a moment ago.
         return min(pause, left) if left > 0 else min(pause, 0.02)
 
-    def _capacities(self) -> tuple[dict[str, int], float]:
+    def _capacities(self, now: float) -> tuple[dict[str, int], float]:
         """Return how much each endpoint in use has room for, and when the first limiter lets something through."""
         capacities: dict[str, int] = {}
         limited_for = _LOOK_AROUND
         for endpoint_id, guards in self.guards.all().items():
-            capacity = guards.capacity()
+            capacity = guards.capacity(now)
             capacities[endpoint_id] = capacity
             if capacity == 0 and guards.limiter is not None and guards.leased == 0:
                 self._limited += 1
@@ -273,19 +284,29 @@ class Dispatcher:
             logger.warning("%d attempts did not end within the grace period and are given back", self._active)
             tasks.cancel_scope.cancel()
 
+    async def _work_on(self, claim: Claim, guards: EndpointGuards) -> None:
+        """Make one delivery after the other: a task that waits for more is cheaper than a new one for each."""
+        while True:
+            await self._deliver(claim, guards)
+            self._free_workers += 1
+            try:
+                claim, guards = await self._work.popleft()
+            except anyio.ClosedResourceError:
+                return
+
     # -- one delivery -----------------------------------------------------------------------------------------------
 
     async def _deliver(self, claim: Claim, guards: EndpointGuards) -> None:
         counted = True
         try:
             try:
-                outcome = await guards.policy.call(self._attempt, claim)
+                outcome = await guards.policy.call(self._attempt, claim, guards)
+            except _NotNowError as refusal:
+                await self._give_back(claim, after=refusal.after)
+                return
             except RejectedError as rejected:
                 self._rejected += 1
                 await self._give_back(claim, after=max(rejected.retry_after or 0.0, guards.ready_in()))
-                return
-            except _LeaseTooShortError:
-                await self._give_back(claim, after=0.0)
                 return
             except Exception as error:
                 logger.exception("the attempt itself failed; it counts as one")
@@ -309,10 +330,13 @@ class Dispatcher:
                 if self._done is not None:
                     self._done.set()
 
-    async def _attempt(self, claim: Claim) -> AttemptOutcome:
+    async def _attempt(self, claim: Claim, guards: EndpointGuards) -> AttemptOutcome:
+        now = self._wall()
+        if now < guards.held_until:
+            raise _NotNowError(guards.held_until - now)
         lease_until = claim.delivery.lease_until
-        if lease_until is None or lease_until - self._wall() < self._lease_margin:
-            raise _LeaseTooShortError
+        if lease_until is None or lease_until - now < self._lease_margin:
+            raise _NotNowError(0.0)
         self._attempts += 1
         return await self._sender.send(claim.endpoint, claim.message)
 
@@ -379,7 +403,10 @@ class Dispatcher:
     def _blocked_until(self, guards: EndpointGuards, outcome: AttemptOutcome, now: float) -> float | None:
         """Return until when the endpoint is to be left alone, if at all."""
         if outcome.status_code == _TOO_MANY_REQUESTS and outcome.retry_after is not None:
-            return now + min(outcome.retry_after, self._settings.retry_after_max)
+            guards.held_until = max(
+                guards.held_until, now + min(outcome.retry_after, self._settings.retry_after_max)
+            )
+            return guards.held_until
         if guards.breaker.state is CircuitState.OPEN:
             return now + guards.breaker.retry_after()
         return None

@@ -40,9 +40,13 @@ class EndpointGuards:
     policy: Policy
     leased: int = 0
     """Deliveries of this endpoint that this process has claimed and not settled."""
+    held_until: float = 0.0
+    """Unix seconds before which the endpoint wants nothing: it said 429, and when to come back."""
 
-    def capacity(self) -> int:
-        """Return how many deliveries it makes sense to claim now."""
+    def capacity(self, now: float) -> int:
+        """Return how many deliveries it makes sense to claim at `now`, in Unix seconds."""
+        if now < self.held_until:
+            return 0
         state = self.breaker.state
         if state is CircuitState.CLOSED:
             room = self.bulkhead.max_concurrent * _AHEAD - self.leased

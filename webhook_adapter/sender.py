@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING
 import attrs
 import httpx
 
-from resilience import Clock, SystemClock
+from resilience import Clock, SystemClock, TimeoutExceededError
+from resilience.timers import within
 from webhook_adapter import signing
 from webhook_adapter.egress import AddressRefusedError, DnsError, TlsError, parse_url
 from webhook_adapter.model import AttemptOutcome, FailureKind, check_header
@@ -94,6 +95,7 @@ class Sender:
         _, self._user_agent = check_header("User-Agent", user_agent)
         self._transport = transport
         self._attempt_timeout = float(attempt_timeout)
+        self._attempt_timeout_ns = round(attempt_timeout * _NANOSECONDS)
         self._max_response_bytes = max_response_bytes
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._prepare = functools.lru_cache(maxsize=4096)(self._prepare_uncached)
@@ -134,9 +136,13 @@ class Sender:
     async def _attempt(self, request: httpx.Request, progress: _Progress, endpoint: Endpoint) -> str | None:
         """Exchange `request` under the deadline; note in `progress` how far it came, and return what went wrong."""
         try:
-            with self._clock.fail_after(self._attempt_timeout):
-                await self._exchange(request, progress)
-        except TimeoutError:
+            await within(
+                self._attempt_timeout,
+                self._attempt_timeout_ns,
+                self._clock,
+                functools.partial(self._exchange, request, progress),
+            )
+        except TimeoutExceededError:
             if progress.status_code is None:
                 progress.failure = FailureKind.TIMEOUT
                 return f"no complete response within {self._attempt_timeout:g} s"

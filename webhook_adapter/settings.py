@@ -238,10 +238,9 @@ class Settings:
 _FIELDS = {field.name: field for field in attrs.fields(Settings) if field.name != "origins"}
 
 
-def _known(name: str, where: str) -> str:
+def _check_name(name: str, where: str) -> None:
     if name not in _FIELDS:
         raise ValueError(f"{where} is no setting; the settings are {', '.join(sorted(_FIELDS))}")
-    return name
 
 
 def _parsed(name: str, value: object, where: str) -> object:
@@ -255,11 +254,12 @@ def _parsed(name: str, value: object, where: str) -> object:
 
 
 def _from_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
-    return {
-        _known(name, f"the argument {name!r}"): _parsed(name, value, "its argument")
-        for name, value in arguments.items()
-        if value is not None
-    }
+    found: dict[str, object] = {}
+    for name, value in arguments.items():
+        _check_name(name, f"the argument {name!r}")
+        if value is not None:
+            found[name] = _parsed(name, value, "its argument")
+    return found
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
@@ -268,7 +268,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
         if not variable.startswith(ENVIRONMENT_PREFIX) or variable.removeprefix(ENVIRONMENT_PREFIX) in _RESERVED:
             continue
         name = variable.removeprefix(ENVIRONMENT_PREFIX).lower()
-        found[_known(name, f"the environment variable {variable}")] = _parsed(name, value, variable)
+        _check_name(name, f"the environment variable {variable}")
+        found[name] = _parsed(name, value, variable)
     return found
 
 
@@ -280,6 +281,8 @@ def _from_file(path: Path) -> dict[str, object]:
         raise ValueError(f"toml_path {str(path)!r} cannot be read: {exc.strerror or exc}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise ValueError(f"toml_path {str(path)!r} is not TOML: {exc}") from exc
-    return {
-        _known(name, f"the key {name!r} in {path}"): _parsed(name, value, str(path)) for name, value in parsed.items()
-    }
+    found: dict[str, object] = {}
+    for name, value in parsed.items():
+        _check_name(name, f"the key {name!r} in {path}")
+        found[name] = _parsed(name, value, str(path))
+    return found

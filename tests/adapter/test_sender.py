@@ -336,11 +336,10 @@ async def test_a_cancellation_is_passed_on(transport: httpx.AsyncBaseTransport, 
 async def test_the_clock_given_measures_and_limits_the_attempt() -> None:
     """Duration and deadline are the clock's, so that an attempt can be tested without waiting."""
 
-    class Ticking(SystemClock):
+    class Turned(SystemClock):
         seconds = 0
 
         def monotonic_ns(self) -> int:
-            self.seconds += 2
             return self.seconds * 10**9
 
         def fail_after(self, seconds: float, /) -> AbstractContextManager[object]:
@@ -348,8 +347,13 @@ async def test_the_clock_given_measures_and_limits_the_attempt() -> None:
             return super().fail_after(seconds)
 
     limits: list[float] = []
-    clock: Clock = Ticking()
-    sender = answering(lambda _: httpx.Response(200), clock=clock, attempt_timeout=3)
+    clock = Turned()
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        clock.seconds += 2
+        return httpx.Response(200)
+
+    sender = answering(answer, clock=clock, attempt_timeout=3)
     outcome = await attempt(sender, endpoint("https://example.com/"))
     assert (outcome.duration, limits) == (2.0, [3.0])
 

@@ -509,7 +509,7 @@ async def test_a_newer_database_stops_the_start(tmp_path: Path) -> None:
     async with WebhookService(tmp_path, settings=Settings(), dispatch=False):
         pass
     connection = sqlite3.connect(tmp_path / "webhooks.sqlite3")
-    connection.execute("PRAGMA user_version = 999")
+    connection.execute("UPDATE webhook_schema SET version = 999")
     connection.commit()
     connection.close()
 

@@ -205,7 +205,7 @@ def _recover(unit: Unit, now: float) -> int:
         table.c.state == DeliveryState.LEASED.value, table.c.lease_until <= now
     )
     by_endpoint: defaultdict[str, list[str]] = defaultdict(list)
-    for delivery_id, endpoint_id in unit.connection.execute(lost).tuples():
+    for delivery_id, endpoint_id in unit.connection.execute(lost):
         by_endpoint[endpoint_id].append(delivery_id)
     counts: Counter[str] = Counter()
     for endpoint_id, delivery_ids in by_endpoint.items():

@@ -129,5 +129,5 @@ def attempts(unit: ReadUnit, which: AttemptFilter, *, page: Page) -> list[Attemp
 def statistics(unit: ReadUnit) -> StoreStatistics:
     """Return the counters."""
     table = schema.counts
-    found = unit.connection.execute(sa.select(table.c.name, table.c.value)).tuples()
+    found = unit.connection.execute(sa.select(table.c.name, table.c.value))
     return StoreStatistics(**{name: value for name, value in found if name in _COUNTERS})

@@ -207,7 +207,7 @@ class SQLite:
         found: dict[str, list[Delivery]] = {endpoint_id: [] for endpoint_id in quotas}
         for part in _chunks(list(quotas.items())):
             values = tuple(value for endpoint_id, quota in part for value in (endpoint_id, now, now, quota))
-            for row in connection.exec_driver_sql(_due_deliveries(len(part)), values):
+            for row in connection.exec_driver_sql(_due_deliveries(len(part)), values).all():
                 found[row[2]].append(
                     Delivery(
                         id=row[0],
@@ -225,8 +225,6 @@ class SQLite:
                         created_at=row[10],
                     )
                 )
-        for deliveries in found.values():
-            deliveries.sort(key=lambda delivery: (delivery.due_at, delivery.id))
         return found
 
     def lease(self, connection: sa.Connection, delivery_ids: Sequence[str], *, until: float) -> None:
@@ -235,7 +233,7 @@ class SQLite:
 
     def leased(self, connection: sa.Connection, delivery_ids: Collection[str]) -> dict[str, Leased]:
         """Return those of the deliveries that are leased."""
-        found = connection.exec_driver_sql(_LEASED, (to_json(list(delivery_ids)),))
+        found = connection.exec_driver_sql(_LEASED, (to_json(list(delivery_ids)),)).all()
         return {row[0]: Leased(row[1], row[2], row[3], row[4]) for row in found}
 
     def settle(self, connection: sa.Connection, settled: Sequence[Settled]) -> None:
@@ -364,7 +362,8 @@ _NEXT_DUE_AT = """
 SELECT next_at FROM webhook_queues
 WHERE next_at IS NOT NULL AND endpoint_id NOT IN (SELECT value FROM json_each(?)) ORDER BY next_at LIMIT 1
 """
-# One look-up for each endpoint, since a limit cannot be told by a column.
+# One look-up for each endpoint, since a limit cannot be told by a column. Of what is due at the same instant, what was
+# accepted first comes first: an index ends with the number of the row.
 _DUE_DELIVERIES = """
 SELECT * FROM (
     SELECT id, message_id, endpoint_id, due_at, expires_at, attempts, round_attempts, lease_token, sequence,
@@ -372,7 +371,7 @@ SELECT * FROM (
     FROM webhook_deliveries
     WHERE endpoint_id = ? AND state = 'pending' AND NOT held AND due_at <= ?
         AND (expires_at IS NULL OR expires_at > ?)
-    ORDER BY due_at LIMIT ?
+    ORDER BY due_at, rowid LIMIT ?
 )
 """
 _LEASE = """

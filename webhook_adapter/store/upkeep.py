@@ -140,7 +140,7 @@ def _begin_round(unit: Unit, which: Sequence[sa.ColumnElement[bool]], *, now: fl
     )
     touched: set[str] = set()
     total = 0
-    for endpoint_id, state, count in unit.connection.execute(found).tuples():
+    for endpoint_id, state, count in unit.connection.execute(found):
         touched.add(endpoint_id)
         unit.counts[state] -= count
         total += count

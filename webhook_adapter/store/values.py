@@ -103,7 +103,9 @@ class NewMessage:
 
 
 def _fingerprint(event_type: str, data: JsonValue) -> bytes:
-    text = f"{event_type}\n{json.dumps(data, sort_keys=True, separators=(',', ':'))}"
+    # Through JSON and back: keys that are numbers become text, and can be sorted among the others.
+    canonical = json.dumps(json.loads(json.dumps(data)), sort_keys=True, separators=(",", ":"))
+    text = f"{event_type}\n{canonical}"
     return hashlib.sha256(text.encode()).digest()
 
 
