@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import anyio
 import attrs
@@ -33,6 +33,8 @@ from webhook_adapter.egress import EgressPolicy, default_transport
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+    from webhook_adapter.model import JsonValue
+
 __all__ = ["IN_FLIGHT", "Contender", "Rate", "contenders", "exceeded", "measure", "receiver_process", "table"]
 
 IN_FLIGHT = 50
@@ -41,6 +43,8 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"  # noqa: S105 - the specificat
 EVENT_TYPE = "order.paid"
 
 Posting: TypeAlias = "Callable[[int], Awaitable[None]]"
+Post: TypeAlias = tuple[bytes, dict[str, str]]
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -77,12 +81,12 @@ def receiver_process() -> Iterator[str]:
             process.communicate()
 
 
-def data_of(number: int) -> dict[str, object]:
+def data_of(number: int) -> dict[str, JsonValue]:
     """Return the data of an event: small, as most are."""
     return {"order": number, "total": "19.90", "currency": "EUR", "customer": "cus_8831", "lines": [1, 2, 3]}
 
 
-def signed_posts(count: int) -> list[tuple[bytes, dict[str, str]]]:
+def signed_posts(count: int) -> list[Post]:
     """Return the bodies and headers of `count` posts, signed now."""
     now = int(time.time())
     posts = []
@@ -94,7 +98,10 @@ def signed_posts(count: int) -> list[tuple[bytes, dict[str, str]]]:
     return posts
 
 
-async def in_flight(items: Iterator[object], work: Callable[[object], Awaitable[None]]) -> None:
+POSTS = signed_posts(2_000)
+
+
+async def in_flight(items: Iterator[T], work: Callable[[T], Awaitable[None]]) -> None:
     """Run `work` on every item, `IN_FLIGHT` at a time, each worker taking the next item as soon as it is free."""
 
     async def worker() -> None:
@@ -114,8 +121,8 @@ async def bare_transport(url: str) -> AsyncIterator[Posting]:
 
     async with default_transport(EgressPolicy(allow=LOOPBACK)) as transport:
 
-        async def post(item: object) -> None:
-            body, headers = item  # type: ignore[misc] # what signed_posts made
+        async def post(item: tuple[bytes, list[tuple[bytes, bytes]]]) -> None:
+            body, headers = item
             request = httpx.Request(
                 "POST",
                 target,
@@ -141,13 +148,11 @@ async def bare_transport(url: str) -> AsyncIterator[Posting]:
 
 @contextlib.asynccontextmanager
 async def bare_httpx(url: str) -> AsyncIterator[Posting]:
-    """Give the loop over httpx's own client, kept for the whole run and allowed as many connections."""
-    limits = httpx.Limits(max_connections=IN_FLIGHT, max_keepalive_connections=IN_FLIGHT)
+    """Give the loop over httpx's own client as it comes, kept for the whole run."""
+    async with httpx.AsyncClient(trust_env=False) as client:
 
-    async with httpx.AsyncClient(limits=limits, trust_env=False) as client:
-
-        async def post(item: object) -> None:
-            body, headers = item  # type: ignore[misc] # what signed_posts made
+        async def post(item: Post) -> None:
+            body, headers = item
             response = await client.post(url, content=body, headers=headers)
             assert response.status_code == httpx.codes.OK
 
@@ -166,8 +171,8 @@ async def service(url: str, data_dir: Path) -> AsyncIterator[Posting]:
     async with WebhookService(data_dir, settings=settings) as running:
         await running.register_endpoint(url, secret=SECRET)
 
-        async def send(item: object) -> None:
-            await running.send_webhook_notification(EVENT_TYPE, data_of(item))  # type: ignore[arg-type]
+        async def send(number: int) -> None:
+            await running.send_webhook_notification(EVENT_TYPE, data_of(number))
 
         async def run(count: int) -> None:
             await in_flight(iter(range(count)), send)
@@ -176,16 +181,17 @@ async def service(url: str, data_dir: Path) -> AsyncIterator[Posting]:
         yield run
 
 
-POSTS = signed_posts(2_000)
+def _scratch() -> Path:
+    # In the checkout rather than under /tmp, which may be memory: durability is to cost what it costs.
+    scratch = Path(".benchmarks")
+    scratch.mkdir(exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=scratch))
 
 
 @contextlib.asynccontextmanager
 async def contenders(*, scale: float = 1.0) -> AsyncIterator[list[Contender]]:
     """Start the receiver and give the three, the service first; `scale` makes their rounds shorter or longer."""
-    # In the checkout rather than under /tmp, which may be memory: durability is to cost what it costs.
-    scratch = Path(".benchmarks")
-    scratch.mkdir(exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=scratch))
+    folder = _scratch()
     try:
         with receiver_process() as url:
             async with (
@@ -214,8 +220,7 @@ async def measure(entrants: list[Contender], *, rounds: int = 5) -> list[Rate]:
             await entrant.run(entrant.count)
             best[index] = max(best[index], entrant.count / (time.perf_counter() - started))
     return [
-        Rate(entrant.name, rate, best[0] / rate, entrant.at_least)
-        for entrant, rate in zip(entrants, best, strict=True)
+        Rate(entrant.name, rate, best[0] / rate, entrant.at_least) for entrant, rate in zip(entrants, best, strict=True)
     ]
 
 
@@ -227,7 +232,9 @@ def exceeded(rates: list[Rate]) -> list[Rate]:
 def table(rates: list[Rate]) -> str:
     """Lay the rates out in columns; a target that was missed is marked."""
     width = max(len(rate.name) for rate in rates)
-    lines = [f"{'deliveries, ' + str(IN_FLIGHT) + ' in flight':<{width}}  {'per s':>8}  {'service x':>9}  {'target':>6}"]
+    lines = [
+        f"{'deliveries, ' + str(IN_FLIGHT) + ' in flight':<{width}}  {'per s':>8}  {'service x':>9}  {'target':>6}"
+    ]
     for rate in rates:
         target = f"{rate.at_least:g}" if rate.at_least else ""
         mark = "  MISSED" if rate in exceeded(rates) else ""

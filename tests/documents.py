@@ -61,7 +61,7 @@ def arguments(page: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield the dotted name and the rows (argument to default, as written) of each marked table of a page."""
     for match in _MARKED_TABLE.finditer(page.read_text(encoding="utf-8")):
         _, _, *rows = match["rows"].splitlines()
-        cells = [[cell.strip() for cell in row.strip("|").split(" | ")] for row in rows]
+        cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
         yield match["name"], {row[0].strip("`"): row[2] for row in cells}
 
 

@@ -6,7 +6,7 @@ import ast
 import importlib
 import inspect
 import tomllib
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,6 +14,9 @@ from resilience.machines.breaker import TRANSITIONS
 from tests.documents import PAGES, ROOT, arguments, links
 from tools.diagrams import DIAGRAMS, drawn, edge_table
 from webhook_adapter.model import DeliveryState
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 DOCUMENTED = [(page, name, rows) for page in PAGES for name, rows in arguments(page)]
 

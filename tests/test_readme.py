@@ -92,9 +92,9 @@ def test_a_command_on_a_page_exists(command: str) -> None:
         assert {word for word in rest if word.isalpha() and word.islower()} <= targets
     elif program == "pip":
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        named = re.search(r'"(?P<name>\w+)(?:\[(?P<extras>[\w,]+)\])?"', command)
+        named = re.search(r'"(?P<name>[\w.]+)(?:\[(?P<extras>[\w,]+)\])?"', command)
         assert named is not None
-        assert named["name"] == project["name"]
+        assert named["name"] in {project["name"], "."}
         assert set((named["extras"] or "").split(",")) - {""} <= set(project["optional-dependencies"])
     elif program == "python":
         assert rest[0] == "-m"

@@ -78,13 +78,13 @@ DIAGRAMS = {
     "delivery": Diagram(
         "The states of a delivery",
         640,
-        300,
+        340,
         (
-            Node("pending", 90, 150),
-            Node("leased", 330, 150),
-            Node("delivered", 550, 50),
-            Node("dead", 550, 250),
-            Node("cancelled", 330, 40),
+            Node("pending", 90, 60),
+            Node("leased", 430, 60),
+            Node("delivered", 550, 180),
+            Node("dead", 430, 290),
+            Node("cancelled", 90, 290),
         ),
         (
             Edge("pending", "leased", "it is due, and a worker takes it"),
@@ -93,8 +93,9 @@ DIAGRAMS = {
             Edge("leased", "dead", "the last attempt failed, the receiver answered 410, or the time is over"),
             Edge("pending", "dead", "it expired, or its endpoint answered 410 to another"),
             Edge("pending", "cancelled", "its endpoint was deleted"),
-            Edge("leased", "cancelled", "its endpoint was deleted while it was being sent"),
+            Edge("leased", "cancelled", "its endpoint was deleted meanwhile, and the attempt failed"),
             Edge("dead", "pending", "retried by hand, or replayed"),
+            Edge("delivered", "pending", "replayed"),
         ),
     ),
 }
@@ -106,11 +107,15 @@ def drawn(name: str) -> str:
     places = {node.name: node for node in diagram.nodes}
     both_ways = {(edge.end, edge.start) for edge in diagram.edges}
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {diagram.width} {diagram.height}"'
-        f' width="{diagram.width}" height="{diagram.height}" role="img" font-family="sans-serif" font-size="15">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {diagram.width} {diagram.height}"'
+            f' width="{diagram.width}" height="{diagram.height}" role="img" font-family="sans-serif" font-size="15">'
+        ),
         f"<title>{diagram.title}</title>",
-        '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" orient="auto">'
-        '<path d="M0 0 10 5 0 10z" fill="#44505c"/></marker></defs>',
+        (
+            '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8"'
+            ' orient="auto"><path d="M0 0 10 5 0 10z" fill="#44505c"/></marker></defs>'
+        ),
         f'<rect width="{diagram.width}" height="{diagram.height}" rx="8" fill="#ffffff"/>',
     ]
     numbers = []

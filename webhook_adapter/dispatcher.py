@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from anyio.abc import TaskGroup
 
     from resilience import Clock
+    from webhook_adapter.model import Attempt
     from webhook_adapter.sender import Sender
     from webhook_adapter.settings import Settings
 
@@ -224,9 +225,10 @@ class Dispatcher:
         if room <= 0:
             return _LOOK_AROUND
         capacities, limited_for = self._capacities(now)
+        limit = min(room, _BATCH)
         claims = await self._store.claim(
             now=now,
-            limit=min(room, _BATCH),
+            limit=limit,
             lease_for=self._settings.lease_for,
             endpoint_limit=self._settings.endpoint_max_concurrent * 2,
             capacities=capacities,
@@ -241,14 +243,14 @@ class Dispatcher:
                 self._work.append_nowait((claim, guards))
             else:
                 tasks.start_soon(self._work_on, claim, guards)
-        if claims:
-            # There may be more, but only once there is room; what ends wakes us.
-            return 0.0 if len(claims) < room else _LOOK_AROUND
-        return await self._pause(capacities, limited_for, idle)
+        if len(claims) == limit:
+            # There may be more; if there is no room for it, what ends wakes us.
+            return 0.0 if limit < room else _LOOK_AROUND
+        return await self._pause(limited_for, idle)
 
-    async def _pause(self, capacities: dict[str, int], limited_for: float, idle: list[anyio.Event]) -> float:
+    async def _pause(self, limited_for: float, idle: list[anyio.Event]) -> float:
         """Return how long there will be nothing to claim; tell those who wait for that if all is done."""
-        full = [endpoint_id for endpoint_id, capacity in capacities.items() if capacity == 0]
+        full = [endpoint_id for endpoint_id, capacity in self._capacities(self._wall())[0].items() if capacity == 0]
         due_at = await self._store.next_due_at(exclude=full)
         if due_at is None and not self._active and not full:
             for event in idle:
@@ -377,6 +379,7 @@ class Dispatcher:
         )
         blocked_until = self._blocked_until(guards, outcome, now)
         waiting = False
+        attempt: Attempt | None = None
         try:
             while True:
                 try:
@@ -403,9 +406,7 @@ class Dispatcher:
     def _blocked_until(self, guards: EndpointGuards, outcome: AttemptOutcome, now: float) -> float | None:
         """Return until when the endpoint is to be left alone, if at all."""
         if outcome.status_code == _TOO_MANY_REQUESTS and outcome.retry_after is not None:
-            guards.held_until = max(
-                guards.held_until, now + min(outcome.retry_after, self._settings.retry_after_max)
-            )
+            guards.held_until = max(guards.held_until, now + min(outcome.retry_after, self._settings.retry_after_max))
             return guards.held_until
         if guards.breaker.state is CircuitState.OPEN:
             return now + guards.breaker.retry_after()

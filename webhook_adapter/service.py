@@ -10,7 +10,7 @@ import logging
 import math
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.to_thread
@@ -414,14 +414,14 @@ class WebhookService:
             new_id("ep_", now),
             canonical,
             description=description,
-            event_types=event_types,  # type: ignore[arg-type]
-            headers=headers or {},  # type: ignore[arg-type]
+            event_types=event_types,
+            headers=headers or {},
             secrets=(SigningSecret(new_secret() if secret is None else check_secret(secret)),),
             rate_limit=rate_limit,
             ordered=ordered,
             owner=owner,
             metadata=metadata or {},
-            channels=channels,  # type: ignore[arg-type]
+            channels=channels,
             created_at=now,
             updated_at=now,
         )
@@ -447,7 +447,7 @@ class WebhookService:
             ValueError: an argument that could not be used later; nothing has changed.
             UnknownIdError: there is no such endpoint.
         """
-        changes: dict[str, object] = {
+        changes: dict[str, Any] = {
             name: value
             for name, value in (
                 ("url", url if isinstance(url, _Unset) else self._checked_url(url)),

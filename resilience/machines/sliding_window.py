@@ -6,8 +6,9 @@ the ring is full and its oldest entry still lies in [now - window, now], which i
 step is O(1), and memory is `limit` integers, however many events come.
 
 A storm begins with a refusal. It is over when fewer than `calm` events (a threshold of at least one) have been in the
-window for `hold_ns`. The count falls below `calm` at the instant when the calm-th newest admission leaves the window,
-which the ring knows; so the end is exact even if nobody looked at the time, and needs no timer.
+window for `hold_ns`. Whenever an admission finds `calm` events in the window, itself included, the count will fall
+below that at the instant when the calm-th newest leaves, which the ring knows; so the end is exact even if nobody
+looked at the time, and needs no timer.
 
 Instants must not go back; the shell clamps them. Equal instants may come in any order (SG6).
 """
@@ -30,7 +31,7 @@ class Change(enum.Enum):
 class SlidingWindow:
     """At most `limit` admissions in any closed interval of `window_ns`; not locked."""
 
-    __slots__ = ("_next", "_ring", "calm", "hold_ns", "in_storm", "limit", "refused", "window_ns")
+    __slots__ = ("_calm_at", "_next", "_ring", "calm", "hold_ns", "in_storm", "limit", "refused", "window_ns")
 
     def __init__(self, window_ns: int, limit: int, calm: int, hold_ns: int) -> None:
         self.window_ns = window_ns
@@ -42,6 +43,8 @@ class SlidingWindow:
         # None marks a place that was never used. The next admission overwrites the oldest one.
         self._ring: list[int | None] = [None] * limit
         self._next = 0
+        # The instant from which on the window is calm, if nothing more comes. It has a meaning during a storm.
+        self._calm_at = 0
 
     def take(self, now_ns: int) -> bool:
         """Admit an event now, or return False. A storm that has ended must have been settled before."""
@@ -50,6 +53,8 @@ class SlidingWindow:
             return False
         self._ring[self._next] = now_ns
         self._next = (self._next + 1) % self.limit
+        if self.in_storm:
+            self._watch(now_ns)
         return True
 
     def refuse(self) -> Change:
@@ -59,6 +64,8 @@ class SlidingWindow:
             return Change.NONE
         self.in_storm = True
         self.refused = 1
+        # The window is full, so it is not calm: any instant in it will do.
+        self._watch(self._ring[(self._next - 1) % self.limit] or 0)
         return Change.STARTED
 
     def settle(self, now_ns: int) -> Change:
@@ -70,8 +77,13 @@ class SlidingWindow:
 
     def over_at(self) -> int:
         """Return the instant at which the storm is over, if nothing more is admitted."""
-        newest = self._ring[(self._next - self.calm) % self.limit]
-        return (0 if newest is None else newest + self.window_ns + 1) + self.hold_ns
+        return self._calm_at + self.hold_ns
+
+    def _watch(self, now_ns: int) -> None:
+        """Note from when on the window will be calm, if it is not; what comes while it is calm starts nothing anew."""
+        entry = self._ring[(self._next - self.calm) % self.limit]
+        if entry is not None and now_ns - entry <= self.window_ns:
+            self._calm_at = entry + self.window_ns + 1
 
     def ready_at(self) -> int | None:
         """Return the instant at which an event is admitted again; None if one is admitted at any time."""

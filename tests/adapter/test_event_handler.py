@@ -28,7 +28,7 @@ class Refusing:
     """A service whose database is full."""
 
     async def send_webhook_notification(self, event_type: str, data: object, *, delay: float = 0.0) -> None:
-        raise OSError("full")
+        raise OSError(f"full: {event_type} {data} {delay}")
 
 
 def handler_on(service: object, bus: EventBus, clock: ManualClock, **options: object) -> WebhookEventHandler:

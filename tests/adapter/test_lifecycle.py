@@ -21,7 +21,9 @@ SCHEDULE = (0.0, 5.0, 300.0, 1800.0)
 Judge: TypeAlias = Callable[..., Judgement]
 
 
-def outcome(status: int | None = None, failure: FailureKind | None = None, *, after: float | None = None) -> AttemptOutcome:
+def outcome(
+    status: int | None = None, failure: FailureKind | None = None, *, after: float | None = None
+) -> AttemptOutcome:
     """Return how an attempt ended."""
     return AttemptOutcome(started_at=NOW, duration=1.0, status_code=status, failure=failure, retry_after=after)
 
@@ -75,7 +77,7 @@ def judge(
         (outcome(failure=FailureKind.PROTOCOL), Verdict.FAILURE, DueAgain(NOW + 5), Dead("protocol")),
         (outcome(failure=FailureKind.REFUSED), Verdict.IGNORED, DueAgain(NOW + 5), Dead("refused")),
     ],
-    ids=lambda value: None,
+    ids=str,
 )
 def test_the_table(ended: AttemptOutcome, breaker: Verdict, first: Judgement, last: Judgement) -> None:
     """Each row of the table: what the breaker hears, and what becomes of a first and of a last attempt."""
@@ -135,9 +137,7 @@ _ENDED = st.one_of(
 def law(check: Judge, *, phases: tuple[Phase, ...] = tuple(Phase)) -> None:
     """WH5 as a law of `check`, over a whole round."""
 
-    @settings(
-        phases=phases, max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
+    @settings(phases=phases, max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @example(ended=outcome(503, after=1e18), round_attempt=1, jitter=0.2, u=0.0, expires_after=None)
     @example(ended=outcome(500), round_attempt=4, jitter=0.2, u=0.0, expires_after=None)
     @given(
@@ -147,9 +147,7 @@ def law(check: Judge, *, phases: tuple[Phase, ...] = tuple(Phase)) -> None:
         u=st.floats(0, 1, exclude_max=True),
         expires_after=st.none() | st.floats(0.001, 4000),
     )
-    def holds(
-        ended: AttemptOutcome, round_attempt: int, jitter: float, u: float, expires_after: float | None
-    ) -> None:
+    def holds(ended: AttemptOutcome, round_attempt: int, jitter: float, u: float, expires_after: float | None) -> None:
         expires_at = None if expires_after is None else NOW + expires_after
         answer = check(
             ended,
@@ -242,7 +240,9 @@ def test_a_broken_table_is_caught(mutant: Judge) -> None:
     if mutant in {_easily_pleased, _stubborn}:
         # One status among five hundred is for the table's rows, not for dice.
         ended = outcome(302 if mutant is _easily_pleased else 410)
-        assert mutant(ended, round_attempt=1, jitter=0.2, u=0.5, expires_at=None) != judge(ended, retry_after_max=3600.0)
+        assert mutant(ended, round_attempt=1, jitter=0.2, u=0.5, expires_at=None) != judge(
+            ended, retry_after_max=3600.0
+        )
         return
     with pytest.raises((AssertionError, IndexError)):
         law(mutant, phases=(Phase.explicit, Phase.generate))

@@ -89,7 +89,7 @@ def test_patterns_that_are_refused(pattern: object) -> None:
     ],
 )
 def test_patterns_match_below_their_prefix(pattern: str, event_type: str, matches: bool) -> None:  # noqa: FBT001 - a table
-    """ "order.*" is every type below order, and not order itself."""
+    """The pattern "order.*" is every type below order, and not order itself."""
     assert check_event_pattern(pattern) == pattern
     assert matches_event_type(pattern, event_type) is matches
 
@@ -169,9 +169,7 @@ def test_nothing_secret_is_shown() -> None:
     """WH12: reprs hold no secret, no header's value and no body."""
     secret = SigningSecret(SECRET, NOW)
     shown = endpoint(secrets=(secret,), headers={"X-Token": "canary"})
-    message = Message(
-        id="msg_1", event_type="a", body=b"canary", occurred_at=NOW, accepted_at=NOW, deliver_at=NOW
-    )
+    message = Message(id="msg_1", event_type="a", body=b"canary", occurred_at=NOW, accepted_at=NOW, deliver_at=NOW)
     attempt = Attempt(
         id="atm_1",
         delivery_id="dlv_1",
@@ -182,7 +180,13 @@ def test_nothing_secret_is_shown() -> None:
         duration=1.0,
         response_body=b"canary",
     )
-    for each in (secret, shown, message, attempt, AttemptOutcome(started_at=NOW, duration=1.0, status_code=200, response_body=b"canary")):
+    for each in (
+        secret,
+        shown,
+        message,
+        attempt,
+        AttemptOutcome(started_at=NOW, duration=1.0, status_code=200, response_body=b"canary"),
+    ):
         assert "canary" not in repr(each)
     assert "X-Token" in repr(shown)
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilience import Clock, SystemClock
+from resilience import SystemClock
 from webhook_adapter.egress import EgressPolicy, default_transport
 from webhook_adapter.model import AttemptOutcome, Endpoint, FailureKind, Message, SigningSecret
 from webhook_adapter.sender import Sender, parse_retry_after

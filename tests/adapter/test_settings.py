@@ -84,7 +84,7 @@ def test_misspelt_names_are_refused(tmp_path: Path) -> None:
         Settings.load(environment={"WEBHOOK_ADAPTER_LEASE": "1"})
     path = tmp_path / "x.toml"
     path.write_text("lease = 1")
-    with pytest.raises(ValueError, match="key 'lease' in .*x.toml is no setting"):
+    with pytest.raises(ValueError, match=r"key 'lease' in .*x\.toml is no setting"):
         Settings.load(toml_path=path)
     with pytest.raises(ValueError, match="'origins' is no setting"):
         Settings.load({"origins": {}})
@@ -92,11 +92,11 @@ def test_misspelt_names_are_refused(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     """A file that is not there, or is not TOML, says so in one sentence."""
-    with pytest.raises(ValueError, match="toml_path .* cannot be read: No such file"):
+    with pytest.raises(ValueError, match=r"toml_path .* cannot be read: No such file"):
         Settings.load(toml_path=tmp_path / "none.toml")
     path = tmp_path / "x.toml"
     path.write_text("this is = = no TOML")
-    with pytest.raises(ValueError, match="toml_path .* is not TOML"):
+    with pytest.raises(ValueError, match=r"toml_path .* is not TOML"):
         Settings.load(toml_path=str(path))
 
 

@@ -20,7 +20,12 @@ from hypothesis import HealthCheck, Phase
 from resilience.testing import ManualClock
 
 if TYPE_CHECKING:
+    import asyncio
+    import contextlib
     from collections.abc import Awaitable, Callable
+    from typing import Self
+
+    import trio
 
     from resilience.clock import Clock
 
@@ -47,6 +52,11 @@ _HUNT = hypothesis.settings(
 NOT_POSITIVE = (0, -1, math.nan, math.inf, True, "x", None, 10**400)
 NOT_NEGATIVE = (-1, math.nan, math.inf, True, "x", 10**400)
 NOT_A_COUNT = (0, -1, 1.5, math.nan, math.inf, True, "x", None)
+
+
+def brief(value: object) -> str:
+    """Return the name of a bad argument in a test's name; one of them has four hundred digits."""
+    return repr(value)[:12]
 
 
 def assert_refuses(name: str, value: object, make: Callable[..., object], *args: object, **kwargs: object) -> None:
@@ -79,6 +89,8 @@ async def settle() -> None:
         import trio
 
         if trio.lowlevel.in_trio_run():
+            import trio.testing
+
             await trio.testing.wait_all_tasks_blocked()
             return
     import asyncio
@@ -159,3 +171,82 @@ def until_blocking(condition: Callable[[], bool]) -> None:
     pause = threading.Event()
     while not condition():
         pause.wait(0.001)
+
+
+class Job:
+    """One task of a Crew, and how it ended."""
+
+    def __init__(self) -> None:
+        self.scope = anyio.CancelScope()
+        self.task: asyncio.Task[None] | None = None
+        self.result: object = None
+        self.error: Exception | None = None
+        self.finished = False
+        self._cancelled = False
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether its cancellation came through, also one that came before its first step."""
+        return self._cancelled or (self.task is not None and self.task.done() and self.task.cancelled())
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self.finished or self.cancelled or self.error is not None
+
+    def cancel(self, *, native: bool = False) -> None:
+        """Cancel it by its cancel scope or, on asyncio, by the task's own `cancel`."""
+        if native and self.task is not None:
+            self.task.cancel()
+        else:
+            self.scope.cancel()
+
+
+class Crew:
+    """Tasks that are started, cancelled in either way, and looked at; leaving it cancels those that are left."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self._nursery: trio.Nursery | None = None
+        self._manager: contextlib.AbstractAsyncContextManager[trio.Nursery] | None = None
+
+    async def __aenter__(self) -> Self:
+        if "trio" in sys.modules:
+            import trio
+
+            if trio.lowlevel.in_trio_run():
+                self._manager = trio.open_nursery()
+                self._nursery = await self._manager.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for job in self.jobs:
+            job.cancel()
+        if self._manager is not None:
+            await self._manager.__aexit__(None, None, None)
+        else:
+            await settle()
+
+    def start(self, func: Callable[[], Awaitable[object]]) -> Job:
+        """Start a task; it takes its first step when the caller next waits."""
+        job = Job()
+        self.jobs.append(job)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._work, job, func)
+        else:
+            import asyncio
+
+            job.task = asyncio.get_running_loop().create_task(self._work(job, func))
+        return job
+
+    async def _work(self, job: Job, func: Callable[[], Awaitable[object]]) -> None:
+        try:
+            with job.scope:
+                job.result = await func()
+                job.finished = True
+        except Exception as error:  # noqa: BLE001 - looked at by the test
+            job.error = error
+        except BaseException:
+            job._cancelled = True
+            raise
+        job._cancelled = not job.finished and job.scope.cancelled_caught

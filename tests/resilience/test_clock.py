@@ -77,7 +77,7 @@ def test_what_no_float_holds_is_infinite_seconds() -> None:
 class _Forgetful(MonotoneLine):
     """A mutant: stands still, but then waits for the clock to catch up."""
 
-    def stand_still(self, behind_ns: int) -> int:
+    def stand_still(self, behind_ns: int) -> int:  # noqa: ARG002
         return self.last_ns
 
 
@@ -133,6 +133,7 @@ def test_late_reading_is_no_step_back() -> None:
     assert line.at_reading(40, lambda: 105) == 105
     assert line.offset_ns == 0
     assert line.at_reading(110, lambda: pytest.fail("read in vain")) == 110
+    assert line.at_reading(None, lambda: 110) == 110
     # A clock that really is behind has stepped back.
     assert line.at_reading(50, lambda: 60) == 110
     assert line.at(61) == 111

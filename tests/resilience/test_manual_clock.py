@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from functools import partial
 
@@ -193,7 +194,7 @@ async def test_fail_after_lets_a_cancellation_from_outside_go_on() -> None:
 async def test_fail_after_is_fired_from_another_thread() -> None:
     """Whichever thread moves the clock, the block's own event loop cancels it."""
     clock = ManualClock()
-    with pytest.raises(TimeoutError), clock.fail_after(1.0):
+    with pytest.raises(TimeoutError), clock.fail_after(1.0):  # noqa: PT012 - both happen inside of the timeout
         await anyio.to_thread.run_sync(partial(clock.advance, 1.0))
         await anyio.sleep_forever()
 
@@ -238,3 +239,17 @@ def test_autojump_takes_everybody_to_the_next_deadline(backend: str) -> None:
     assert woken == [(60.0, 60_000_000_000), (3600.0, 3_600_000_000_000)]
     run(backend, main)
     assert clock.monotonic_ns() == 7_200_000_000_000
+
+
+def test_works_where_trio_was_never_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On asyncio nothing of trio is needed, and nothing of it imported to find that out."""
+    clock = ManualClock(autojump=True)
+
+    async def main() -> None:
+        monkeypatch.delitem(sys.modules, "trio")
+        with pytest.raises(TimeoutError), clock.fail_after(5.0):
+            await anyio.sleep_forever()
+        assert "trio" not in sys.modules
+
+    run("asyncio", main)
+    assert clock.monotonic_ns() == 5_000_000_000

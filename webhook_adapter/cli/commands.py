@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import anyio
 from cyclopts import App, CycloptsError, Parameter
@@ -37,6 +38,9 @@ _INTERRUPTED = 130
 _LOOPBACK_NAMES = ("127.0.0.1", "localhost")
 _MAX_PORT = 65_535
 _UNAVAILABLE = 503
+
+
+_Result = TypeVar("_Result")
 
 
 class _UsageError(Exception):
@@ -75,7 +79,7 @@ def demo_command(
     """
     if events < 1:
         raise _UsageError(f"--events must be at least 1, not {events}")
-    account = anyio.run(partial(run_demo, events=events, display=display_for(quiet=json)))
+    account = _run(partial(run_demo, events=events, display=display_for(quiet=json)))
     if json:
         tell_json(account.as_json())
     else:
@@ -145,7 +149,7 @@ def send_command(
         as_json=json,
     )
     try:
-        code = anyio.run(sending.run)
+        code = _run(sending.run)
     except KeyboardInterrupt:
         sending.report()
         raise
@@ -191,9 +195,7 @@ def listen_command(
         _usage("--secret", check_secret, secret)
     rate = fail_rate if fail_rate is not None else 0.0 if status is None else 1.0
     try:
-        misbehaviour = Misbehaviour(
-            fail_rate=rate, status=_UNAVAILABLE if status is None else status, latency=latency
-        )
+        misbehaviour = Misbehaviour(fail_rate=rate, status=_UNAVAILABLE if status is None else status, latency=latency)
     except ValueError as error:
         raise _UsageError(str(error)) from error
     anyio.run(
@@ -207,6 +209,12 @@ def listen_command(
         )
     )
     return 0
+
+
+def _run(func: Callable[[], Awaitable[_Result]]) -> _Result:
+    """Run a command that has something to tidy up: SIGTERM ends it as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return anyio.run(func)
 
 
 def _usage(flag: str, check: Callable[[str], object], value: str) -> None:

@@ -7,6 +7,9 @@ been accepted.
 
 from __future__ import annotations
 
+import itertools
+import os
+import select
 import sys
 import time
 from contextlib import contextmanager
@@ -22,7 +25,7 @@ from webhook_adapter.cli.lines import Line, LineError, Reading
 from webhook_adapter.cli.output import CommandError, fail, say, sentence_of, tell_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from typing import BinaryIO
 
     from webhook_adapter import Settings
@@ -33,6 +36,8 @@ _AT_ONCE = 200
 _PAGE = 1_000
 _ERRORS_SHOWN = 10
 _STANDARD_INPUT = "-"
+_CHUNK = 64 * 1024
+_WAIT_FOR_INPUT = 0.25
 
 
 @attrs.define(eq=False)
@@ -153,43 +158,35 @@ class Sending:
     async def _send_all(self, service: WebhookService) -> None:
         # An ordered endpoint takes messages in the order of acceptance, so there they are accepted one by one.
         ordered = any(endpoint.ordered for endpoint in self._endpoints)
+        errors: list[tuple[int, Exception]] = []
         with self._opened() as file:
-            lines = enumerate(file, 1)
-            while batch := await self._batch(lines, limit=1 if ordered else _AT_ONCE):
-                errors: list[tuple[int, Exception]] = []
-                async with anyio.create_task_group() as tasks:
-                    for line in batch:
-                        if isinstance(line, LineError):
-                            errors.append((line.number, line))
-                        elif line.ordering_key is None:
-                            tasks.start_soon(self._send, service, [line], errors)
-                    for keyed in _by_key(batch):
-                        tasks.start_soon(self._send, service, keyed, errors)
+            async for group in _groups(file, piped=self.source == _STANDARD_INPUT):
+                batch = self._parsed(group, errors)
+                if ordered:
+                    await self._send(service, batch, errors)
+                else:
+                    async with anyio.create_task_group() as tasks:
+                        for lines in _independent(batch):
+                            tasks.start_soon(self._send, service, lines, errors)
                 if errors:
-                    number, error = min(errors, key=lambda each: each[0])
-                    where = "" if isinstance(error, LineError) else f"line {number}: "
-                    told = sentence_of(error).removesuffix(".")
-                    raise CommandError(f"{where}{told}; {self.accepted} lines were accepted") from error
+                    break
+        if errors:
+            number, error = min(errors, key=lambda each: each[0])
+            where = "" if isinstance(error, LineError) else f"line {number}: "
+            told = sentence_of(error).removesuffix(".")
+            raise CommandError(f"{where}{told}; {self.accepted} lines were accepted") from error
 
-    async def _batch(self, lines: Iterator[tuple[int, bytes]], *, limit: int) -> list[Line | LineError]:
-        """Return the next lines; the last of them is an error if one was wrong. Empty at the end."""
-        batch: list[Line | LineError] = []
-        piped = self.source == _STANDARD_INPUT
-
-        def fill() -> None:
-            for number, raw in lines:
-                try:
-                    line = self.reading.parse(raw, number)
-                except LineError as error:
-                    batch.append(error)
-                    return
-                if line is not None:
-                    batch.append(line)
-                # What comes through a pipe may come slowly: nothing that has come waits for what has not.
-                if len(batch) >= limit or (piped and batch and not _more_at_hand()):
-                    return
-
-        await anyio.to_thread.run_sync(fill, abandon_on_cancel=True)
+    def _parsed(self, group: list[tuple[int, bytes]], errors: list[tuple[int, Exception]]) -> list[Line]:
+        """Return the events of some lines, up to the first that is wrong."""
+        batch: list[Line] = []
+        for number, raw in group:
+            try:
+                line = self.reading.parse(raw, number)
+            except LineError as error:
+                errors.append((number, error))
+                break
+            if line is not None:
+                batch.append(line)
         return batch
 
     async def _send(self, service: WebhookService, lines: list[Line], errors: list[tuple[int, Exception]]) -> None:
@@ -214,22 +211,41 @@ class Sending:
             self.unrouted += not wanted
 
 
-def _by_key(batch: list[Line | LineError]) -> list[list[Line]]:
-    """Return the lines that have an ordering key, one list for each key, in their order."""
+async def _groups(file: BinaryIO, *, piped: bool) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """Yield numbered lines in groups: of a file some at a time, of a pipe those that have come."""
+    numbered = enumerate(file, 1)
+    while not piped:
+        group = await anyio.to_thread.run_sync(lambda: list(itertools.islice(numbered, _AT_ONCE)))
+        if not group:
+            return
+        yield group
+    count = 0
+    rest = b""
+    while (chunk := await anyio.to_thread.run_sync(_read_some, file.fileno())) != b"":
+        *lines, rest = (rest + chunk).split(b"\n") if chunk is not None else [rest]
+        if lines:
+            yield list(enumerate(lines, count + 1))
+            count += len(lines)
+    if rest:
+        yield [(count + 1, rest)]
+
+
+def _read_some(descriptor: int) -> bytes | None:
+    """Return what can be read, b"" at the end, or None after a while, so that a Ctrl-C need not wait for input."""
+    readable, _, _ = select.select([descriptor], [], [], _WAIT_FOR_INPUT)
+    return os.read(descriptor, _CHUNK) if readable else None
+
+
+def _independent(batch: list[Line]) -> list[list[Line]]:
+    """Return the lines in lists that may be sent at the same time: those with the same ordering key are one list."""
     found: dict[str, list[Line]] = {}
+    alone: list[list[Line]] = []
     for line in batch:
-        if isinstance(line, Line) and line.ordering_key is not None:
+        if line.ordering_key is None:
+            alone.append([line])
+        else:
             found.setdefault(line.ordering_key, []).append(line)
-    return list(found.values())
-
-
-def _more_at_hand() -> bool:
-    """Whether standard input has something buffered that can be read without waiting. Blocks no longer than that."""
-    import select
-
-    peek = getattr(sys.stdin.buffer, "peek", None)
-    readable, _, _ = select.select([sys.stdin], [], [], 0)
-    return bool(readable) or bool(peek and b"\n" in peek(0))
+    return [*alone, *found.values()]
 
 
 async def _all_endpoints(service: WebhookService) -> list[Endpoint]:

@@ -8,7 +8,6 @@ A *pair* is an event and an endpoint that subscribes to its type. A pair is lost
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import attrs
@@ -16,6 +15,8 @@ import attrs
 from webhook_adapter import Delivery, DeliveryState, Endpoint, Message
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from webhook_adapter.demo.events import Event
 
 __all__ = ["Account", "EndpointAccount", "Seen", "draw_up", "percentile", "read_records"]
@@ -65,9 +66,8 @@ class Account:
         accepted: messages of these that the store has.
         deferred: of these, how many got a later turn when they were accepted.
         deliveries, delivered, retried, dead, duplicates, lost: sums over the endpoints.
-        disagreements: deliveries of which store and receiver do not say the same; none that is lost is among them
-            twice. A delivery that the kill cut off between the receiver's 2xx and the store would be one, had it not
-            been sent again.
+        disagreements: deliveries that a receiver answered with 2xx and of which the store does not say so. The kill
+            makes some for a moment; each is sent again, is a duplicate then, and a disagreement no more.
         unverified: requests whose signature the receivers refused.
         p50, p99: over all endpoints.
         breaker_transitions: by "old -> new".
@@ -163,7 +163,12 @@ def draw_up(
         died: the ids of deliveries that were dead before they were retried by hand.
         seen: by the name of the receiver and message id.
         unverified: requests whose signature was refused.
-        breaker_transitions: as `Account` has them, and so the rest.
+        breaker_transitions: by "old -> new".
+        limiter_hits: events that the limiter had no token for.
+        storm_hits: events that the storm guard refused.
+        revived: deliveries that were made due again by hand.
+        kills: how often the delivery process was killed.
+        elapsed: seconds in all.
     """
     by_number: dict[int, Message] = {}
     for message in messages:

@@ -46,7 +46,7 @@ def _say(told: dict[str, object]) -> None:
         print(json.dumps(told), flush=True)
     except BrokenPipeError:
         # Nobody listens any more: the end of the standard input says so too, and ends this process.
-        sys.stdout = None  # type: ignore[assignment] # printing is then silent
+        sys.stdout = None  # printing is then silent
 
 
 def main() -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -27,7 +28,7 @@ _LINE_EVERY = 1.0
 class Display(Protocol):
     """Tells people how it goes."""
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         """Begin."""
         ...
 
@@ -51,7 +52,7 @@ class Display(Protocol):
 class Quiet:
     """Shows nothing."""
 
-    def __enter__(self) -> Quiet:
+    def __enter__(self) -> Self:
         """Begin."""
         return self
 
@@ -112,7 +113,7 @@ class Bars:
         )
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> Bars:
+    def __enter__(self) -> Self:
         """Begin."""
         self._progress.start()
         return self
@@ -152,9 +153,9 @@ def display_for(*, quiet: bool) -> Display:
 def closing(account: Account) -> None:
     """Print the closing tables."""
     console = Console()
-    endpoints = Table(title="What the receivers have seen", title_justify="left")
-    endpoints.add_column("receiver")
-    for title in ("events", "delivered", "retried", "dead, then revived", "duplicates", "lost", "p50", "p99"):
+    endpoints = Table(title="What the receivers have seen", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    endpoints.add_column("receiver", no_wrap=True)
+    for title in ("events", "delivered", "retried", "dead", "duplicates", "lost", "p50", "p99"):
         endpoints.add_column(title, justify="right")
     for each in account.endpoints:
         endpoints.add_row(
@@ -168,8 +169,8 @@ def closing(account: Account) -> None:
             _duration(each.p50),
             _duration(each.p99),
         )
-    totals = Table(title="The account", title_justify="left")
-    totals.add_column("figure")
+    totals = Table(title="The account", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    totals.add_column("figure", no_wrap=True)
     totals.add_column("value", justify="right")
     totals.add_column("computed from")
     for row in _totals(account):
@@ -182,22 +183,22 @@ def closing(account: Account) -> None:
 
 
 def _totals(account: Account) -> list[tuple[str, str, str]]:
-    transitions = ", ".join(f"{name}: {count}" for name, count in account.breaker_transitions.items()) or "none"
+    transitions = "\n".join(f"{name}: {count}" for name, count in account.breaker_transitions.items()) or "none"
     return [
-        ("accepted", f"{account.accepted:,} of {account.published:,}", "store, by the number in each event"),
+        ("accepted", f"{account.accepted:,} of {account.published:,}", "store, by each event's number"),
         ("delivered", f"{account.delivered:,} of {account.deliveries:,}", "receivers (2xx), store"),
         ("retried", f"{account.retried:,}", "receivers"),
-        ("deferred", f"{account.deferred:,}", "store (accepted with a later turn)"),
+        ("deferred", f"{account.deferred:,}", "store (given a later turn)"),
         ("dead, then revived", f"{account.dead:,}, {account.revived:,}", "store"),
-        ("breaker transitions", transitions, "the breakers' events, from both delivery processes"),
-        ("limiter hits", f"{account.limiter_hits:,}", "the limiter's events"),
-        ("storm guard hits", f"{account.storm_hits:,}", "the storm guard's events"),
-        ("latency p50, p99", f"{_duration(account.p50)}, {_duration(account.p99)}", "store (due) to receivers (2xx)"),
+        ("breaker transitions", transitions, "breakers, in both processes"),
+        ("limiter hits", f"{account.limiter_hits:,}", "the limiter's own count"),
+        ("storm guard hits", f"{account.storm_hits:,}", "the storm guard's own count"),
+        ("latency p50, p99", f"{_duration(account.p50)}, {_duration(account.p99)}", "store (due), receivers (2xx)"),
         ("processes killed", str(account.kills), "SIGKILL"),
         ("duplicates", f"{account.duplicates:,}", "receivers"),
         ("bad signatures", f"{account.unverified:,}", "receivers"),
         ("disagreements", f"{account.disagreements:,}", "receivers against store"),
-        ("lost", f"{account.lost:,}", "receivers against what was published"),
+        ("lost", f"{account.lost:,}", "receivers, events published"),
     ]
 
 

@@ -77,9 +77,15 @@ async def run_demo(
                 WebhookService(folder, settings=delivery_settings(), dispatch=False)
             )
             run = _Run(folder, service, receivers, display, secret, sourced, began + give_up_after)
-            return await run.play(events, began=began)
+            # Every wait inside ends at the deadline; this one ends what cannot be waited for.
+            with anyio.fail_after(2 * give_up_after):
+                return await run.play(events, began=began)
     except* ChildError as group:
         raise DemoError(str(_first(group))) from None
+    except* TimeoutError:
+        raise DemoError(f"the demonstration did not come to its end within {2 * give_up_after:g} s") from None
+    except* httpx.HTTPError as group:
+        raise DemoError(f"the receivers' process cannot be asked: {_first(group)}") from None
 
 
 @attrs.define(eq=False)
@@ -251,9 +257,7 @@ class _Run:
     ) -> Account:
         described = await self.receivers.records(messages=True)
         unverified = described["unverified"]
-        messages: list[Message] = await self._pages(
-            lambda after: self.service.list_messages(limit=_PAGE, after=after)
-        )
+        messages: list[Message] = await self._pages(lambda after: self.service.list_messages(limit=_PAGE, after=after))
         deliveries: list[Delivery] = await self._pages(
             lambda after: self.service.list_deliveries(limit=_PAGE, after=after)
         )
@@ -282,7 +286,7 @@ class _Run:
         return found
 
 
-def _first(group: BaseExceptionGroup[ChildError]) -> BaseException:
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the first error in a group, however deep."""
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):

@@ -67,13 +67,13 @@ def accept(unit: Unit, offers: Sequence[Offer]) -> Sequence[Accepted | Exception
     for offer in offers:
         new = offer.new
         if new.only_to is None:
-            targets: tuple[Endpoint, ...] = unit.directory.route(new.owner, new.event_type, new.channels)
+            targets = unit.directory.route(new.owner, new.event_type, new.channels)
         else:
             only = unit.directory.get(new.only_to)
             if only is None:
                 answers.append(UnknownIdError("endpoint_id", new.only_to))
                 continue
-            targets = (only,)
+            targets = [only]
         key = None if new.idempotency_key is None else (new.owner, new.idempotency_key)
         if key is not None and key in known:
             answers.append(_repeated(new, *known[key]))

@@ -98,7 +98,8 @@ class Directory:
         self._sealer = sealer
         self._endpoints: dict[str, Endpoint] = {}
         self._revision = -1
-        self._routes: dict[tuple[str, str, tuple[str, ...]], tuple[Endpoint, ...]] = {}
+        # By owner, type and channels: the ids of who wants it. Blocks come and go often; who wants what rarely changes.
+        self._routes: dict[tuple[str, str, tuple[str, ...]], tuple[str, ...]] = {}
 
     def refresh(self, unit: ReadUnit) -> None:
         """Read the rows that have changed since the last time."""
@@ -132,18 +133,13 @@ class Directory:
         self._endpoints[endpoint.id] = endpoint
         if known is None or _routing(known) != _routing(endpoint):
             self._routes.clear()
-        else:
-            # The same routes lead to the new value.
-            for key, route in self._routes.items():
-                if known in route:
-                    self._routes[key] = tuple(endpoint if each is known else each for each in route)
 
     def drop(self, endpoint_id: str) -> None:
         """Take note of a deletion."""
         self._endpoints.pop(endpoint_id, None)
         self._routes.clear()
 
-    def route(self, owner: str, event_type: str, channels: tuple[str, ...]) -> tuple[Endpoint, ...]:
+    def route(self, owner: str, event_type: str, channels: tuple[str, ...]) -> list[Endpoint]:
         """Return the endpoints that want such a message."""
         key = (owner, event_type, channels)
         route = self._routes.get(key)
@@ -152,12 +148,13 @@ class Directory:
                 # Event types come from callers: what they can make up must not fill the memory.
                 self._routes.clear()
             route = tuple(
-                endpoint
+                endpoint.id
                 for endpoint in self._endpoints.values()
                 if endpoint.owner == owner and endpoint.wants(event_type, channels)
             )
             self._routes[key] = route
-        return route
+        endpoints = self._endpoints
+        return [endpoints[endpoint_id] for endpoint_id in route]
 
 
 def _routing(endpoint: Endpoint) -> object:

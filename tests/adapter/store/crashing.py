@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import random
 import sys
+import threading
 import time
+from typing import TYPE_CHECKING
 
 import anyio
 
 from tests.adapter.store.support import FAILED, OK, a_message, an_endpoint
 from webhook_adapter.lifecycle import Dead, Delivered, DueAgain, Judgement
-from webhook_adapter.store import Store
+from webhook_adapter.store import Accepted, Store, acceptance
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from webhook_adapter.store.unit import Unit
 
 
 def tell(word: str, what: str) -> None:
@@ -28,12 +35,28 @@ async def accept(store: Store, who: int) -> None:
         tell("accepted", accepted.message.id)
 
 
+def tell_too_early() -> None:
+    """Break the store: tell what was accepted before it is committed, and take half a minute to commit."""
+    real = acceptance.accept
+
+    def early(unit: Unit, offers: Sequence[acceptance.Offer]) -> Sequence[Accepted | Exception]:
+        answers = real(unit, offers)
+        for answer in answers:
+            if isinstance(answer, Accepted):
+                tell("accepted", answer.message.id)
+        threading.Event().wait(30.0)
+        return answers
+
+    acceptance.accept = early
+
+
 async def deliver(store: Store, dice: random.Random) -> None:
     """Claim and record, telling each outcome once it is durable."""
     while True:
         now = time.time()
         for claim in await store.claim(now=now, limit=10, lease_for=60.0, endpoint_limit=10):
-            judgement: Judgement = dice.choice([Delivered(), DueAgain(now), Dead("status 500")])
+            judgements: list[Judgement] = [Delivered(), DueAgain(now), Dead("status 500")]
+            judgement = dice.choice(judgements)
             outcome = OK if isinstance(judgement, Delivered) else FAILED
             attempt = await store.record(claim, outcome, judgement, now=now)
             if attempt is not None:
@@ -55,4 +78,6 @@ async def main(path: str, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[3:] == ["too-early"]:
+        tell_too_early()
     anyio.run(main, sys.argv[1], int(sys.argv[2]))

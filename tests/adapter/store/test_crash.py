@@ -15,18 +15,18 @@ import pytest
 
 from tests.adapter.store.support import claim
 from webhook_adapter.model import DeliveryState
-from webhook_adapter.store import Store, schema
+from webhook_adapter.store import Store
 
 PROGRAM = Path(__file__).with_name("crashing.py")
 ROOT = PROGRAM.parents[3]
 ROUNDS = 6
 
 
-def run_and_kill(path: Path, seed: int, words: int) -> tuple[set[str], set[str]]:
+def run_and_kill(path: Path, seed: int, words: int, *how: str) -> tuple[set[str], set[str]]:
     """Run the program, kill it after it has said so many words, and return what it said was accepted and recorded."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, str(PROGRAM), str(path), str(seed)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(PROGRAM), str(path), str(seed), *how], stdout=subprocess.PIPE, text=True, env=environment
     )
     said: list[list[str]] = []
     with process:
@@ -64,8 +64,10 @@ async def test_what_was_durable_survives_kill_9(path: Path) -> None:
         fans = raw.execute("SELECT count(*) FROM webhook_deliveries GROUP BY message_id").fetchall()
         assert set(fans) == {(2,)}
         assert len(fans) == raw.execute("SELECT count(*) FROM webhook_messages").fetchone()[0]
-        attempts = "SELECT count(*) FROM webhook_attempts AS a WHERE a.delivery_id = d.id"
-        assert raw.execute(f"SELECT count(*) FROM webhook_deliveries AS d WHERE attempts <> ({attempts})").fetchone() == (0,)
+        assert raw.execute(
+            "SELECT count(*) FROM webhook_deliveries AS d"
+            " WHERE attempts <> (SELECT count(*) FROM webhook_attempts AS a WHERE a.delivery_id = d.id)"
+        ).fetchone() == (0,)
         counts = dict(raw.execute("SELECT name, value FROM webhook_counts").fetchall())
         states = dict(raw.execute("SELECT state, count(*) FROM webhook_deliveries GROUP BY state").fetchall())
         assert {state.value: counts.get(state.value, 0) for state in DeliveryState} == {
@@ -84,4 +86,11 @@ async def test_what_was_durable_survives_kill_9(path: Path) -> None:
         assert await claim(store, now=later, limit=1)
     finally:
         store.close()
-    assert schema.VERSION == 1
+
+
+def test_telling_before_the_commit_is_caught(path: Path) -> None:
+    """A mutant that answers before its commit loses what it has told."""
+    accepted, _ = run_and_kill(path, 0, 4, "too-early")
+    assert accepted
+    with closing(sqlite3.connect(path)) as raw:
+        assert not accepted & {row[0] for row in raw.execute("SELECT id FROM webhook_messages")}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 import pytest
-import sqlalchemy as sa
 
 from tests.adapter.store.support import NOW, SECRET, a_message, an_endpoint
 from webhook_adapter.store import (
@@ -27,6 +26,8 @@ from webhook_adapter.store.sealing import Sealer
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import sqlalchemy as sa
 
 KEY = "a random text of some length"
 
@@ -61,10 +62,10 @@ async def test_a_damaged_database_is_refused(path: Path) -> None:
     for number in range(200):
         await store.accept(a_message(data=number), now=NOW)
     store.close()
-    damaged = bytearray(path.read_bytes())
+    damaged = bytearray(path.read_bytes())  # noqa: ASYNC240 - a small file
     for page in range(2, len(damaged) // 4096):
         damaged[page * 4096 : page * 4096 + 512] = b"\xa5" * 512
-    path.write_bytes(damaged)
+    path.write_bytes(damaged)  # noqa: ASYNC240 - a small file
     with pytest.raises(DatabaseCorruptError, match="restore it from a backup"):
         Store.open(path)
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from tests.adapter.store.support import FAILED, NOW, OK, SECRET, a_message, an_endpoint, claim
 from webhook_adapter.lifecycle import Dead, Delivered, DueAgain
 from webhook_adapter.model import DeliveryState, Endpoint, FailureKind, SigningSecret
-from webhook_adapter.store import IdempotencyConflictError, NewMessage, Release, Store, UnknownIdError, enqueue
+from webhook_adapter.store import IdempotencyConflictError, NewMessage, Release, Store, UnknownIdError, enqueue, unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -344,7 +344,7 @@ async def test_deleting_cancels_what_is_pending_and_forgets_the_secrets(store: S
     assert await store.retry_dead(now=NOW, expires_at=None) == 0
     assert await store.list_endpoints() == []
     store.close()
-    assert SECRET.encode() not in path.read_bytes()
+    assert SECRET.encode() not in path.read_bytes()  # noqa: ASYNC240 - a small file
 
 
 async def test_what_expires_ends_dead_even_when_it_is_held(store: Store) -> None:
@@ -555,3 +555,21 @@ async def test_a_clock_that_stepped_back_strands_nothing(path: Path) -> None:
         assert len(await claim(second, now=NOW + 1)) == 1
     finally:
         second.close()
+
+
+async def test_made_up_event_types_do_not_fill_the_memory(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is remembered of who wants what is bounded, and forgetting it changes nothing."""
+    monkeypatch.setattr(unit, "_MAX_ROUTES", 3)
+    await store.add_endpoint(an_endpoint())
+    for number in range(10):
+        assert (await store.accept(a_message(f"type.{number}"), now=NOW)).deliveries == 1
+    assert len(store._writer._caches.directory._routes) <= 3
+
+
+async def test_recent_messages_are_kept_within_bounds(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of recent bodies lets the oldest go; they are read back from the table."""
+    monkeypatch.setattr(unit, "_MAX_RECENT_BYTES", 3000)
+    await store.add_endpoint(an_endpoint())
+    ids = [(await store.accept(a_message(data=number), now=NOW)).message.id for number in range(5)]
+    assert len(store._writer._caches.recent._messages) == 2
+    assert [each.message.id for each in await claim(store)] == ids

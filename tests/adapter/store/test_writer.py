@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import anyio.to_thread
@@ -28,7 +27,7 @@ from webhook_adapter.store import (
 from webhook_adapter.store.writer import one_by_one
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from webhook_adapter.store.unit import Unit
@@ -45,7 +44,7 @@ class Gate:
         self._open = threading.Event()
         self._thread = threading.Thread(target=self._hold)
 
-    def __enter__(self) -> Gate:
+    def __enter__(self) -> Self:
         self._thread.start()
         self._entered.wait()
         return self
