@@ -6,12 +6,14 @@ loops. Compose them with `Policy`; each is a decorator, has `call`, and guards a
 
 from __future__ import annotations
 
+from resilience.adaptive_limiter import AdaptiveLimiter, LimiterShare
 from resilience.bulkhead import Bulkhead
 from resilience.circuit_breaker import CircuitBreaker, CircuitState, Isolation
 from resilience.clock import CallbackClock, Clock, SystemClock
 from resilience.errors import (
     BulkheadFullError,
     CircuitOpenError,
+    LimitExceededError,
     RateLimitedError,
     RejectedError,
     ResilienceError,
@@ -22,6 +24,7 @@ from resilience.guarded_deque import AsyncGuardedDeque
 from resilience.layer import Guard, Layer, LayerKind, Permit, Statistics, Strategy
 from resilience.machines.backoff import Backoff, ConstantBackoff, ExponentialBackoff
 from resilience.machines.decision import NeverFits, NotUntil
+from resilience.machines.limits import AIMD, Gradient2, Vegas
 from resilience.machines.tripping import ConsecutiveFailures, CountWindow, FailureRate, SlowCallRate, TimeWindow
 from resilience.outcome import Verdict
 from resilience.policy import Policy
@@ -31,6 +34,8 @@ from resilience.storm_guard import StormGuard
 from resilience.timeout import Timeout
 
 __all__ = [
+    "AIMD",
+    "AdaptiveLimiter",
     "AsyncGuardedDeque",
     "Backoff",
     "Bulkhead",
@@ -45,10 +50,13 @@ __all__ = [
     "CountWindow",
     "ExponentialBackoff",
     "FailureRate",
+    "Gradient2",
     "Guard",
     "Isolation",
     "Layer",
     "LayerKind",
+    "LimitExceededError",
+    "LimiterShare",
     "NeverFits",
     "NotUntil",
     "Permit",
@@ -69,5 +77,6 @@ __all__ = [
     "TimeWindow",
     "Timeout",
     "TimeoutExceededError",
+    "Vegas",
     "Verdict",
 ]

@@ -6,6 +6,7 @@
         CircuitOpenError                      the breaker is open, isolated, or its probes are taken
         StormError                            more events than the window allows
         BulkheadFullError                     all permits taken, and no place in the queue
+        LimitExceededError                    as many calls in flight as the learnt limit allows
       TimeoutExceededError                    a Timeout's deadline passed (also a builtin TimeoutError)
 
 Rules of this module: a rejection is a fresh exception each time (a shared one would grow a traceback for ever), it
@@ -17,6 +18,7 @@ from __future__ import annotations
 __all__ = [
     "BulkheadFullError",
     "CircuitOpenError",
+    "LimitExceededError",
     "RateLimitedError",
     "RejectedError",
     "ResilienceError",
@@ -72,6 +74,12 @@ class BulkheadFullError(RejectedError):
     """A Bulkhead's permits are all taken, and its queue is full or was too slow."""
 
     reason = "is full"
+
+
+class LimitExceededError(RejectedError):
+    """All that an AdaptiveLimiter's limit allows the call is in use, and its queue was full, too slow or cut short."""
+
+    reason = "is at its limit"
 
 
 class TimeoutExceededError(ResilienceError, TimeoutError):

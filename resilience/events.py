@@ -27,6 +27,7 @@ __all__ = [
     "SUBSCRIBERS",
     "Event",
     "EventQueue",
+    "LimitChanged",
     "Rejected",
     "RetryScheduled",
     "Section",
@@ -86,7 +87,17 @@ class StormEnded:
     refused: int
 
 
-Event: TypeAlias = StateChanged | Rejected | RetryScheduled | StormStarted | StormEnded
+@attrs.frozen(kw_only=True)
+class LimitChanged:
+    """An adaptive limiter has learnt another limit, or begins or ends a probe."""
+
+    guard: str
+    old: int
+    new: int
+    at_ns: int
+
+
+Event: TypeAlias = StateChanged | Rejected | RetryScheduled | StormStarted | StormEnded | LimitChanged
 
 
 class EventQueue:

@@ -68,7 +68,8 @@ class Statistics:
 
     `admitted` and `rejected` count decisions; `succeeded`, `failed`, `ignored` and `cancelled` count how admitted calls
     were settled, where the guard minds; `contended` counts how often the guard's lock was found taken; `waiting` is the
-    length of its queue now, and `in_use` the permits that are out now.
+    length of its queue now; `in_use` are the permits that are out now, and `limit` is how many may be, where they are
+    counted.
     """
 
     admitted: int = 0
@@ -80,6 +81,7 @@ class Statistics:
     contended: int = 0
     waiting: int = 0
     in_use: int = 0
+    limit: int = 0
 
 
 class Tally:

@@ -64,6 +64,7 @@ RULES = (
             ("timers",),
             ("fusing",),
             ("layer",),
+            ("queueing",),
             (
                 "rate_limiter", "circuit_breaker", "storm_guard", "guarded_deque", "bulkhead", "adaptive_limiter",
                 "keyed", "retry", "timeout", "fallback", "hedge",

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
 __all__ = ["Permits"]
 
 
 class Permits:
-    """At most `limit` permits out at a time; not locked."""
+    """At most `limit` permits out at a time; not locked.
+
+    The limit may be moved at any time. While more are out than it allows, none is given.
+    """
 
     __slots__ = ("in_use", "limit")
 
@@ -17,6 +25,13 @@ class Permits:
     def take(self) -> bool:
         """Take a permit, or return False."""
         if self.in_use >= self.limit:
+            return False
+        self.in_use += 1
+        return True
+
+    def take_within(self, share: Fraction) -> bool:
+        """Take a permit while those that are out are fewer than this share of the limit, rounded up."""
+        if self.in_use >= -(-self.limit * share.numerator // share.denominator):
             return False
         self.in_use += 1
         return True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from resilience.events import (
     Event,
+    LimitChanged,
     Rejected,
     RetryScheduled,
     StateChanged,
@@ -16,4 +17,13 @@ from resilience.events import (
     subscribe,
 )
 
-__all__ = ["Event", "Rejected", "RetryScheduled", "StateChanged", "StormEnded", "StormStarted", "subscribe"]
+__all__ = [
+    "Event",
+    "LimitChanged",
+    "Rejected",
+    "RetryScheduled",
+    "StateChanged",
+    "StormEnded",
+    "StormStarted",
+    "subscribe",
+]

@@ -11,6 +11,7 @@ import resilience.errors
 from resilience import (
     BulkheadFullError,
     CircuitOpenError,
+    LimitExceededError,
     RateLimitedError,
     RejectedError,
     ResilienceError,
@@ -24,6 +25,7 @@ REJECTIONS = {
     CircuitOpenError: "api is open",
     StormError: "api is weathering a storm",
     BulkheadFullError: "api is full",
+    LimitExceededError: "api is at its limit",
 }
 
 
