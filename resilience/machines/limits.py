@@ -25,6 +25,7 @@ things are done otherwise, since there a stationary load makes the limit drift:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Protocol, TypeAlias
 
 import attrs
@@ -214,7 +215,7 @@ class _Baseline:
         return self.latency_ns / mean_ns
 
 
-class _Learner:
+class _Learner(ABC):
     """Windows, the baseline and the probes; a subclass says what to make of a window."""
 
     __slots__ = ("_baseline", "_config", "_doubts", "_estimate", "_probing_since_ns", "_samples", "_settling", "limit")
@@ -278,9 +279,9 @@ class _Learner:
         self.limit = max(self._config.min_limit, self.limit // _PROBE)
         self._settling = self.limit
 
+    @abstractmethod
     def _estimate_after(self, ratio: float, answered: float) -> float:
         """Return the limit for baseline over latency, and the share of calls that were not dropped."""
-        raise NotImplementedError
 
 
 class _Gradient(_Learner):
