@@ -22,21 +22,31 @@ from resilience.errors import (
 )
 from resilience.guarded_deque import AsyncGuardedDeque
 from resilience.layer import Guard, Layer, LayerKind, Permit, Statistics, Strategy
-from resilience.machines.backoff import Backoff, ConstantBackoff, ExponentialBackoff
+from resilience.machines.backoff import (
+    Backoff,
+    ConstantBackoff,
+    ExponentialBackoff,
+    FibonacciBackoff,
+    LinearBackoff,
+    ScheduleBackoff,
+)
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.limits import AIMD, Gradient2, Vegas
 from resilience.machines.tripping import ConsecutiveFailures, CountWindow, FailureRate, SlowCallRate, TimeWindow
 from resilience.outcome import Verdict
 from resilience.policy import Policy
 from resilience.rate_limiter import RateLimiter, Reservation
-from resilience.retry import Retry, RetryBudget
+from resilience.retry import Attempt, Attempts, Retry
+from resilience.retry_budget import RetryBudget
 from resilience.storm_guard import StormGuard
-from resilience.timeout import Timeout
+from resilience.timeout import Deadline, Timeout
 
 __all__ = [
     "AIMD",
     "AdaptiveLimiter",
     "AsyncGuardedDeque",
+    "Attempt",
+    "Attempts",
     "Backoff",
     "Bulkhead",
     "BulkheadFullError",
@@ -48,8 +58,10 @@ __all__ = [
     "ConsecutiveFailures",
     "ConstantBackoff",
     "CountWindow",
+    "Deadline",
     "ExponentialBackoff",
     "FailureRate",
+    "FibonacciBackoff",
     "Gradient2",
     "Guard",
     "Isolation",
@@ -57,6 +69,7 @@ __all__ = [
     "LayerKind",
     "LimitExceededError",
     "LimiterShare",
+    "LinearBackoff",
     "NeverFits",
     "NotUntil",
     "Permit",
@@ -68,6 +81,7 @@ __all__ = [
     "ResilienceError",
     "Retry",
     "RetryBudget",
+    "ScheduleBackoff",
     "SlowCallRate",
     "Statistics",
     "StormError",

@@ -7,75 +7,35 @@ that ends the retries is the callee's own, with a note of the attempts.
 
 from __future__ import annotations
 
+import functools
 import math
 import random as random_module
-import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.events import RetryScheduled, announce
 from resilience.fusing import END, step
 from resilience.layer import LayerKind, Strategy
-from resilience.machines.backoff import Backoff, ExponentialBackoff, is_backoff
-from resilience.machines.budget import Budget
+from resilience.machines.backoff import Backoff, ExponentialBackoff, as_backoff
 from resilience.machines.checks import positive, positive_int, string
 from resilience.machines.retrying import GiveUp, RetryAfter, decide
+from resilience.retry_budget import RetryBudget
 from resilience.timers import remaining_ns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterable
+    from types import TracebackType
+    from typing import Self
 
     from resilience.clock import Clock
     from resilience.fusing import BlockingRunner, Runner, StreamRunner
 
-__all__ = ["Retry", "RetryBudget"]
+__all__ = ["Attempt", "Attempts", "Retry", "RetryBudget"]
 
+F = TypeVar("F")
+_CENTURY = 3_155_760_000.0
 On: TypeAlias = "type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]"
-
-
-class RetryBudget:
-    """A limit on retries as a share of first attempts, shared by all the Retry layers that are given it.
-
-    In any t seconds there are at most `ratio * first attempts + min_per_second * (t + reserve_for)` retries.
-
-    Args:
-        ratio: retries per first attempt.
-        min_per_second: retries a second that are always allowed, so that a quiet client may retry too.
-        reserve_for: for how many seconds that allowance may be saved up.
-        clock: where time comes from.
-
-    """
-
-    __slots__ = ("_budget", "_line", "_lock", "clock")
-
-    def __init__(
-        self, ratio: float = 0.1, min_per_second: float = 1.0, reserve_for: float = 10.0, *, clock: Clock | None = None
-    ) -> None:
-        positive("ratio", ratio)
-        positive("min_per_second", min_per_second)
-        positive("reserve_for", reserve_for)
-        self.clock: Clock = SystemClock() if clock is None else clock
-        now_ns = self.clock.monotonic_ns()
-        self._lock = threading.Lock()
-        self._line = MonotoneLine(now_ns)
-        self._budget = Budget(ratio, min_per_second, reserve_for, now_ns)
-
-    def first_attempt(self) -> None:
-        """Note a first attempt. Any thread."""
-        with self._lock:
-            self._budget.first_attempt(self._line.at(self.clock.monotonic_ns()))
-
-    def try_spend(self) -> bool:
-        """Pay for one retry, or return False. Any thread."""
-        with self._lock:
-            return self._budget.spend(self._line.at(self.clock.monotonic_ns()))
-
-    @property
-    def available(self) -> float:
-        """The retries that could be paid for now."""
-        with self._lock:
-            return self._budget.available(self._line.at(self.clock.monotonic_ns()))
 
 
 class Retry(Strategy):
@@ -89,10 +49,12 @@ class Retry(Strategy):
         attempts: executions in all, the first one included; None for no limit but the others.
         on: the exceptions that are worth another attempt: types, or a predicate.
         on_result: tells whether a result is worth another attempt; the last one is returned.
-        backoff: the schedule of delays.
+        backoff: the schedule of delays; an iterable of seconds is a ScheduleBackoff.
         max_elapsed: seconds from the start of the first attempt after which no attempt begins.
         budget: a RetryBudget that many Retry layers may share.
         honor_retry_after: wait for as long as a numeric `retry_after` on the exception says, instead of the backoff.
+        retry_after: reads that wait, in seconds, from the exception or result that is to be retried; where it returns
+            no number, the exception's attribute and the backoff hold.
         name: what events call it.
         clock: where time comes from.
         random: where the jitter comes from.
@@ -104,21 +66,22 @@ class Retry(Strategy):
         ...     return "fetched"
 
     An async generator is opened again only while it has not given its first item. A plain `def` blocks its thread
-    during the delays.
+    during the delays. `attempts()` retries a block.
 
     """
 
     __slots__ = (
         "_matches",
         "_max_elapsed_ns",
-        "attempts",
         "backoff",
         "budget",
         "clock",
         "honor_retry_after",
+        "max_attempts",
         "name",
         "on_result",
         "random",
+        "retry_after",
     )
 
     kind = LayerKind.RETRY
@@ -129,24 +92,19 @@ class Retry(Strategy):
         *,
         on: On = (Exception,),
         on_result: Callable[[Any], bool] | None = None,
-        backoff: Backoff | None = None,
+        backoff: Backoff | Iterable[float] | None = None,
         max_elapsed: float | None = None,
         budget: RetryBudget | None = None,
         honor_retry_after: bool = True,
+        retry_after: Callable[[Any], float | None] | None = None,
         name: str = "",
         clock: Clock | None = None,
         random: random_module.Random | None = None,
     ) -> None:
-        self.attempts = None if attempts is None else positive_int("attempts", attempts)
+        self.max_attempts = None if attempts is None else positive_int("attempts", attempts)
         self._matches = _matcher(on)
-        if on_result is not None and not callable(on_result):
-            msg = f"on_result must be callable, not {on_result!r}"
-            raise ValueError(msg)
-        self.on_result = on_result
-        self.backoff: Backoff = ExponentialBackoff() if backoff is None else backoff
-        if not is_backoff(self.backoff):
-            msg = f"backoff must be a backoff such as ExponentialBackoff(), not {backoff!r}"
-            raise ValueError(msg)
+        self.on_result = _callable_or_none("on_result", on_result)
+        self.backoff = ExponentialBackoff() if backoff is None else as_backoff("backoff", backoff)
         self._max_elapsed_ns = None if max_elapsed is None else nanoseconds(positive("max_elapsed", max_elapsed))
         if budget is not None and not isinstance(budget, RetryBudget):
             msg = f"budget must be a RetryBudget, not {budget!r}"
@@ -156,23 +114,46 @@ class Retry(Strategy):
             msg = f"honor_retry_after must be True or False, not {honor_retry_after!r}"
             raise ValueError(msg)
         self.honor_retry_after = honor_retry_after
+        self.retry_after = _callable_or_none("retry_after", retry_after)
         self.name = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self.random = random_module.Random() if random is None else random
+
+    def attempts(self) -> Attempts:
+        """Return the attempts at a block, by the same rules as those at a call. Not a checkpoint; the delays are.
+
+        Each attempt is a context manager, entered in the loop's body. It keeps back an exception that is worth another
+        attempt, and lets any other through. The loop ends after the first block that ends well, or that `on_result`
+        finds no fault with if the block has set its `attempt.result`. In plain code a `for` does the same and blocks
+        the thread during the delays.
+
+        Example:
+            >>> async def fetch_both() -> None:
+            ...     async for attempt in Retry(3, on=ConnectionError).attempts():
+            ...         with attempt:
+            ...             attempt.result = "fetched"
+
+        """
+        return Attempts(self)
 
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that tries again. A cancellation ends it at once, during a delay too."""
 
         async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-            rounds = _Rounds(self)
+            started_ns = self._start()
+            rounds: _Rounds | None = None
             while True:
                 try:
                     result = await call_next(func, args, kwargs)
                 except Exception as error:
+                    rounds = rounds or _Rounds(self, started_ns)
                     delay_ns = rounds.after_error(error)
                     if delay_ns is None:
                         raise
                 else:
+                    if self.on_result is None:
+                        return result
+                    rounds = rounds or _Rounds(self, started_ns)
                     delay_ns = rounds.after_result(result)
                     if delay_ns is None:
                         return result
@@ -184,7 +165,7 @@ class Retry(Strategy):
         """Return the same for plain functions; delays block the thread."""
 
         def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-            rounds = _Rounds(self)
+            rounds = _Rounds(self, self._start())
             while True:
                 try:
                     result = call_next(func, args, kwargs)
@@ -206,7 +187,7 @@ class Retry(Strategy):
         async def run(
             func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> AsyncGenerator[Any, Any]:
-            rounds = _Rounds(self)
+            rounds = _Rounds(self, self._start())
             while True:
                 stream = call_next(func, args, kwargs)
                 begun = False
@@ -233,30 +214,128 @@ class Retry(Strategy):
 
         return run
 
+    def _start(self) -> int:
+        """Begin a call: earn its share of the budget, and return the instant."""
+        if self.budget is not None:
+            self.budget.first_attempt()
+        return self.clock.monotonic_ns()
 
-class _Rounds:
-    """The attempts of one call."""
 
-    __slots__ = ("_attempt", "_line", "_previous_ns", "_retry", "_started_ns")
+class Attempts:
+    """The attempts at one block: an iterator for `async for` and, in plain code, for `for`.
+
+    Raises RuntimeError if another attempt is asked for before the block of the last one has been entered and left.
+    """
+
+    __slots__ = ("_delay_ns", "_is_open", "_retry", "_rounds")
 
     def __init__(self, retry: Retry) -> None:
         self._retry = retry
-        self._attempt = 0
+        self._rounds: _Rounds | None = None
+        self._is_open = False
+        self._delay_ns: int | None = 0
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Attempt:
+        delay_ns = self._delay()
+        if delay_ns is None:
+            raise StopAsyncIteration
+        if self._rounds is not None:
+            await self._retry.clock.sleep(seconds(delay_ns))
+        return self._next()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Attempt:
+        delay_ns = self._delay()
+        if delay_ns is None:
+            raise StopIteration
+        if self._rounds is not None:
+            self._retry.clock.sleep_blocking(seconds(delay_ns))
+        return self._next()
+
+    def _delay(self) -> int | None:
+        if self._is_open:
+            msg = (
+                "the block of an attempt must have been left before the next attempt: write `with attempt:` in the loop"
+            )
+            raise RuntimeError(msg)
+        return self._delay_ns
+
+    def _next(self) -> Attempt:
+        if self._rounds is None:
+            self._rounds = _Rounds(self._retry, self._retry._start())  # noqa: SLF001 - one class in several parts
+        self._is_open = True
+        return Attempt(self._rounds.failed + 1, functools.partial(self._judge, self._rounds))
+
+    def _judge(self, rounds: _Rounds, exception: BaseException | None, result: object) -> bool:
+        """Hear how an attempt ended; tell whether another one follows."""
+        self._is_open = False
+        self._delay_ns = None
+        if isinstance(exception, Exception):
+            self._delay_ns = rounds.after_error(exception)
+        elif exception is None and result is not _NO_RESULT:
+            self._delay_ns = rounds.after_result(result)
+        return self._delay_ns is not None
+
+
+class Attempt:
+    """One attempt at a block, made by `Retry.attempts`; entered once, as a plain context manager.
+
+    `number` counts from 1. Set `result` to have `on_result` judge it; when the attempts are used up, the last one
+    stands. Not a checkpoint. A cancellation goes on.
+    """
+
+    __slots__ = ("_entered", "_judge", "number", "result")
+
+    def __init__(self, number: int, judge: Callable[[BaseException | None, object], bool]) -> None:
+        self.number = number
+        self.result: object = _NO_RESULT
+        self._judge = judge
+        self._entered = False
+
+    def __enter__(self) -> Self:
+        if self._entered:
+            msg = "the block of an attempt may be entered only once"
+            raise RuntimeError(msg)
+        self._entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        return self._judge(exception, self.result) and exception is not None
+
+
+_NO_RESULT = object()
+
+
+class _Rounds:
+    """What one call or block knows of its attempts so far."""
+
+    __slots__ = ("_line", "_previous_ns", "_retry", "_started_ns", "failed")
+
+    def __init__(self, retry: Retry, started_ns: int) -> None:
+        self._retry = retry
         self._previous_ns = 0
+        self._started_ns = started_ns
         # Its own line, so that a clock that steps back gives no call more than its max_elapsed.
-        self._line = MonotoneLine(retry.clock.monotonic_ns())
-        self._started_ns = self._line.last_ns
-        if retry.budget is not None:
-            retry.budget.first_attempt()
+        self._line = MonotoneLine(started_ns)
+        self.failed = 0
 
     def after_error(self, error: Exception) -> int | None:
         """Return the delay before the next attempt; None, and a note on the error, if there is none."""
-        self._attempt += 1
+        self.failed += 1
         retry = self._retry
-        if not retry._matches(error):  # noqa: SLF001 - one class in two parts
+        if not retry._matches(error):  # noqa: SLF001
             self._note(error, "this is not retried")
             return None
-        asked_ns = _asked_ns(error) if retry.honor_retry_after else None
+        asked_ns = self._asked_ns(error)
+        if asked_ns is None and retry.honor_retry_after:
+            asked_ns = _wait_ns(getattr(error, "retry_after", None))
         decision = self._decide(asked_ns)
         if isinstance(decision, GiveUp):
             self._note(error, decision.reason)
@@ -265,19 +344,24 @@ class _Rounds:
 
     def after_result(self, result: object) -> int | None:
         """Return the delay before the next attempt; None if the result stands."""
-        self._attempt += 1
         retry = self._retry
         if retry.on_result is None or not retry.on_result(result):
             return None
-        decision = self._decide(None)
+        self.failed += 1
+        decision = self._decide(self._asked_ns(result))
         return None if isinstance(decision, GiveUp) else self._schedule(decision, "the result")
+
+    def _asked_ns(self, outcome: object) -> int | None:
+        """Return the wait that the user reads from an exception or a result."""
+        retry_after = self._retry.retry_after
+        return None if retry_after is None else _wait_ns(retry_after(outcome))
 
     def _decide(self, asked_ns: int | None) -> RetryAfter | GiveUp:
         retry = self._retry
         decision = decide(
-            attempt=self._attempt,
-            attempts=retry.attempts,
-            backoff_ns=retry.backoff.delay_ns(self._attempt, retry.random.random(), self._previous_ns),
+            attempt=self.failed,
+            attempts=retry.max_attempts,
+            backoff_ns=retry.backoff.delay_ns(self.failed, retry.random.random(), self._previous_ns),
             cap_ns=nanoseconds(retry.backoff.cap),
             asked_ns=asked_ns,
             elapsed_ns=self._elapsed_ns(),
@@ -291,16 +375,16 @@ class _Rounds:
     def _schedule(self, decision: RetryAfter, error: str) -> int:
         self._previous_ns = decision.delay_ns
         event = RetryScheduled(
-            name=self._retry.name or "Retry", attempt=self._attempt, delay=seconds(decision.delay_ns), error=error
+            name=self._retry.name or "Retry", attempt=self.failed, delay=seconds(decision.delay_ns), error=error
         )
         announce(event)
         return decision.delay_ns
 
     def _note(self, error: Exception, reason: str) -> None:
-        if self._attempt > 1:
+        if self.failed > 1:
             # An exception that cannot carry a note (a frozen one) is still the one to be raised.
             with suppress(Exception):
-                error.add_note(f"{self._attempt} attempts in {seconds(self._elapsed_ns()):.3g} s; {reason}")
+                error.add_note(f"{self.failed} attempts in {seconds(self._elapsed_ns()):.3g} s; {reason}")
 
     def _elapsed_ns(self) -> int:
         return self._line.at(self._retry.clock.monotonic_ns()) - self._started_ns
@@ -316,10 +400,17 @@ def _matcher(on: On) -> Callable[[Exception], bool]:
     return on
 
 
-def _asked_ns(error: Exception) -> int | None:
-    """Return the wait that the exception itself asks for."""
-    asked = getattr(error, "retry_after", None)
-    if isinstance(asked, bool) or not isinstance(asked, int | float) or math.isnan(asked):
+def _callable_or_none(name: str, value: F) -> F:
+    if value is not None and not callable(value):
+        msg = f"{name} must be callable, not {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def _wait_ns(asked: object) -> int | None:
+    """Return the wait of `asked` seconds; None for what is no number."""
+    if isinstance(asked, bool) or not isinstance(asked, int | float):
         return None
-    # Capped at a century, so that infinity is comparable: it is longer than any backoff's cap.
-    return nanoseconds(min(max(asked, 0.0), 3_155_760_000.0))
+    # Capped at a century, so that infinity, and an int that no float holds, are comparable.
+    wait = min(max(asked, 0.0), _CENTURY)
+    return None if math.isnan(wait) else nanoseconds(wait)

@@ -1,4 +1,4 @@
-"""Timeout: a deadline for a call and everything inside it.
+"""Timeout and Deadline: an end for calls and everything inside them; so long for each, or one instant for all.
 
 Rules of this module: a cancellation from outside is never turned into a timeout; a TimeoutError that the callee raises
 itself stays what it is. A plain `def` cannot be stopped and is refused when it is decorated.
@@ -7,21 +7,28 @@ itself stays what it is. A plain `def` cannot be stopped and is refused when it 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any
+import threading
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds
+from resilience.clock import seconds as as_seconds
+from resilience.errors import TimeoutExceededError
 from resilience.fusing import END, step
 from resilience.layer import LayerKind, Strategy
 from resilience.machines.checks import positive, string
-from resilience.timers import within
+from resilience.timers import TimeLimit, ending, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+    from typing import Self
 
     from resilience.clock import Clock
     from resilience.fusing import Runner, StreamRunner
 
-__all__ = ["Timeout"]
+__all__ = ["Deadline", "Timeout"]
 
 
 class Timeout(Strategy):
@@ -32,12 +39,81 @@ class Timeout(Strategy):
 
     Args:
         seconds: the timeout.
+        first_item: the seconds, fewer than those, that a stream may take to its first item; calls do not mind.
         name: what it is called in descriptions.
         clock: where time comes from.
 
+    Example:
+        >>> @Timeout(30.0, first_item=2.0)
+        ... async def tokens():
+        ...     yield "first"
+
     """
 
-    __slots__ = ("_timeout_ns", "clock", "name", "seconds")
+    __slots__ = ("_limit", "clock", "first_item", "name", "seconds")
+
+    kind = LayerKind.TIMEOUT
+
+    def __init__(
+        self, seconds: float, *, first_item: float | None = None, name: str = "", clock: Clock | None = None
+    ) -> None:
+        positive("seconds", seconds)
+        if first_item is not None and positive("first_item", first_item) >= seconds:
+            msg = f"first_item must be less than the {seconds!r} seconds for the whole stream, not {first_item!r}"
+            raise ValueError(msg)
+        self.seconds = seconds
+        self.first_item = first_item
+        self.name = string("name", name)
+        self.clock: Clock = SystemClock() if clock is None else clock
+        self._limit = TimeLimit(seconds, self.clock)
+
+    def wrap(self, call_next: Runner) -> Runner:
+        """Return a runner that ends in time. A checkpoint if the call is one; cancellation goes on."""
+        return self._limit.around(call_next)
+
+    def wrap_stream(self, call_next: StreamRunner) -> StreamRunner:
+        """Return a stream that ends in time."""
+        clock = self.clock
+        whole = self.seconds, nanoseconds(self.seconds)
+        first = whole if self.first_item is None else (self.first_item, nanoseconds(self.first_item))
+
+        def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
+            line = MonotoneLine(clock.monotonic_ns())
+            started_ns = line.last_ns
+
+            def left(begun: bool) -> tuple[float, int]:  # noqa: FBT001 - a callback's one argument
+                limit, limit_ns = whole if begun else first
+                return limit, started_ns + limit_ns - line.at(clock.monotonic_ns())
+
+            return _in_time(call_next(func, args, kwargs), clock, left)
+
+        return run
+
+
+class Deadline(Strategy):
+    """One end for whatever is run under it: calls, streams and blocks, one after the other or at once.
+
+    The time counts from when the Deadline is made, so make one where the work begins (a request comes in) and pass it
+    on, where a Timeout would begin anew with each call. What still runs when it passes is cancelled; that, and what is
+    begun later, raises TimeoutExceededError (also a builtin TimeoutError). Retries inside know it and give up in time.
+
+    Args:
+        seconds: from now on.
+        name: what it is called in descriptions.
+        clock: where time comes from.
+
+    Example:
+        >>> async def handle(fetch, store):
+        ...     deadline = Deadline(10.0)
+        ...     found = await deadline.call(fetch)
+        ...     async with deadline:
+        ...         await store(found)
+
+    Any number of tasks, threads and event loops may share one; a block is left by the task that entered it.
+
+    """
+
+    __slots__ = ("_end_ns", "_line", "_lock", "clock", "name", "seconds")
 
     kind = LayerKind.TIMEOUT
 
@@ -46,42 +122,96 @@ class Timeout(Strategy):
         self.seconds = seconds
         self.name = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
-        self._timeout_ns = nanoseconds(seconds)
+        self._lock = threading.Lock()
+        self._line = MonotoneLine(self.clock.monotonic_ns())
+        self._end_ns = self._line.last_ns + nanoseconds(seconds)
+
+    def remaining(self) -> float:
+        """Return how many seconds are left, 0 once it has passed. Not a checkpoint; any thread."""
+        return as_seconds(max(0, self._left_ns()))
 
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that ends in time. A checkpoint if the call is one; cancellation goes on."""
-        timeout, timeout_ns, clock = self.seconds, self._timeout_ns, self.clock
+        limit, clock = self.seconds, self.clock
 
         async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-            return await within(timeout, timeout_ns, clock, functools.partial(call_next, func, args, kwargs))
+            left_ns = self._left_or_raise()
+            return await within(limit, left_ns, clock, functools.partial(call_next, func, args, kwargs))
 
         return run
 
     def wrap_stream(self, call_next: StreamRunner) -> StreamRunner:
         """Return a stream that ends in time."""
-        timeout, timeout_ns, clock = self.seconds, self._timeout_ns, self.clock
+        limit = self.seconds
 
-        async def run(
-            func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> AsyncGenerator[Any, Any]:
-            line = MonotoneLine(clock.monotonic_ns())
-            deadline_ns = line.last_ns + timeout_ns
-            stream = call_next(func, args, kwargs)
-            try:
-                sent = thrown = None
-                while True:
-                    left_ns = max(0, deadline_ns - line.at(clock.monotonic_ns()))
-                    item = await within(timeout, left_ns, clock, functools.partial(step, stream, sent, thrown))
-                    if item is END:
-                        return
-                    sent = thrown = None
-                    try:
-                        sent = yield item
-                    except GeneratorExit:
-                        raise
-                    except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
-                        thrown = exception
-            finally:
-                await stream.aclose()
+        def left(_begun: bool) -> tuple[float, int]:  # noqa: FBT001 - a callback's one argument
+            return limit, self._left_ns()
+
+        def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
+            return _in_time(call_next(func, args, kwargs), self.clock, left)
 
         return run
+
+    async def __aenter__(self) -> Self:
+        """Begin a block that ends in time. Not a checkpoint."""
+        block = ending(self.seconds, self._left_or_raise(), self.clock)
+        block.__enter__()
+        _ENTERED.set(_Entered(self, block, _ENTERED.get()))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        entered = _ENTERED.get()
+        if entered is None or entered.deadline is not self:
+            msg = "a Deadline's blocks must be left last in, first out, by the task that entered them"
+            raise RuntimeError(msg)
+        _ENTERED.set(entered.outer)
+        return bool(entered.block.__exit__(kind, exception, trace))
+
+    def _left_or_raise(self) -> int:
+        left_ns = self._left_ns()
+        if left_ns <= 0:
+            raise TimeoutExceededError(self.seconds)
+        return left_ns
+
+    def _left_ns(self) -> int:
+        with self._lock:
+            return self._end_ns - self._line.at(self.clock.monotonic_ns())
+
+
+class _Entered(NamedTuple):
+    """A Deadline whose block the current task is in, and the block around that one; a task inherits its parent's."""
+
+    deadline: Deadline
+    block: AbstractContextManager[None]
+    outer: _Entered | None
+
+
+_ENTERED: ContextVar[_Entered | None] = ContextVar("resilience_deadlines_entered", default=None)
+
+
+async def _in_time(
+    stream: AsyncGenerator[Any, Any], clock: Clock, left: Callable[[bool], tuple[float, int]]
+) -> AsyncGenerator[Any, Any]:
+    """Pass a stream on; `left(begun)` says which limit its next item is under, and how much of that is left."""
+    begun = False
+    try:
+        sent = thrown = None
+        while True:
+            limit, left_ns = left(begun)
+            if left_ns <= 0:
+                raise TimeoutExceededError(limit)
+            item = await within(limit, left_ns, clock, functools.partial(step, stream, sent, thrown))
+            if item is END:
+                return
+            begun = True
+            sent = thrown = None
+            try:
+                sent = yield item
+            except GeneratorExit:
+                raise
+            except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
+                thrown = exception
+    finally:
+        await stream.aclose()

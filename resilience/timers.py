@@ -2,29 +2,36 @@
 
 Rules of this module:
 
-* `within` ends an await when its time is over, without ever turning somebody else's cancellation into a timeout.
-* On asyncio with the system's clock it costs one timer and no cancel scope; elsewhere it is the clock's `fail_after`.
+* A call is ended when its time is over, without ever turning somebody else's cancellation into a timeout.
+* On asyncio with the system's clock that costs no cancel scope, and for a `TimeLimit` no timer either; elsewhere it is
+  the clock's `fail_after`.
 * A deadline is published in a context variable, so that retries and waits inside can see that there is no point.
 
-It is, with `parking`, one of the two files that know asyncio; it is imported when used.
+It is, with `parking`, one of the two files that know asyncio, which is never imported here: where it runs, it is there.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
+import threading
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 
 from resilience.clock import Clock, SystemClock, nanoseconds, seconds
 from resilience.errors import TimeoutExceededError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    import asyncio
+    from collections.abc import Awaitable, Callable, Iterator
+    from contextvars import Token
 
-__all__ = ["remaining_ns", "within"]
+__all__ = ["TimeLimit", "ending", "remaining_ns", "within"]
 
 # The clock and the instant on its line by which the innermost Timeout of this context ends.
 _DEADLINE: ContextVar[tuple[Clock, int] | None] = ContextVar("resilience_deadline", default=None)
@@ -61,77 +68,210 @@ def _scope_remaining() -> int | None:
     return nanoseconds(left)
 
 
-async def within(limit: float, limit_ns: int, clock: Clock, start: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
-    """Await what `start` returns for at most `limit_ns`; then cancel it and raise TimeoutExceededError(limit)."""
-    deadline_ns = clock.monotonic_ns() + limit_ns
+def _publish(clock: Clock, deadline_ns: int) -> Token[tuple[Clock, int] | None] | None:
+    """Let this context know its deadline, unless it is under an earlier one; return what takes that back."""
     outer = _DEADLINE.get()
-    if outer is not None and _same_line(outer[0], clock) and outer[1] <= deadline_ns:
-        token = None
-    else:
-        token = _DEADLINE.set((clock, deadline_ns))
+    if outer is not None and outer[1] <= deadline_ns and _same_line(outer[0], clock):
+        return None
+    return _DEADLINE.set((clock, deadline_ns))
+
+
+def _take_back(token: Token[tuple[Clock, int] | None]) -> None:
     try:
-        if type(clock) is SystemClock and not _on_trio():
-            return await _within_asyncio(limit, limit_ns, start)
-        return await _within_scope(limit, limit_ns, clock, start)
-    finally:
-        if token is not None:
-            _DEADLINE.reset(token)
+        _DEADLINE.reset(token)
+    except ValueError:
+        # A dropped frame is closed by the garbage collector, in whatever context that strikes. Its own is gone.
+        return
 
 
-def _on_trio() -> bool:
-    if "trio" not in sys.modules:
-        return False
-    import trio
+@contextmanager
+def ending(limit: float, limit_ns: int, clock: Clock) -> Iterator[None]:
+    """Cancel the block after `limit_ns` and raise TimeoutExceededError(limit), by the clock's own `fail_after`.
 
-    return trio.lowlevel.in_trio_run()
-
-
-async def _within_asyncio(limit: float, limit_ns: int, start: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
-    import asyncio
-
-    task = asyncio.current_task()
-    if task is None:
-        msg = "a Timeout needs a task to cancel; it was used outside of one"
-        raise RuntimeError(msg)
-    cancelling = task.cancelling()
-    fired = False
-
-    def fire() -> None:
-        nonlocal fired
-        fired = True
-        task.cancel()
-
-    timer = asyncio.get_running_loop().call_later(seconds(limit_ns), fire)
-    try:
-        result = await start()
-    except asyncio.CancelledError as cancellation:
-        timer.cancel()
-        # Ours alone only if nobody else asked for one in the meantime: theirs goes on (as in asyncio.timeout).
-        if fired and task.uncancel() <= cancelling:
-            raise TimeoutExceededError(limit) from cancellation
-        raise
-    except BaseException:
-        timer.cancel()
-        if fired:
-            task.uncancel()
-        raise
-    timer.cancel()
-    if fired:
-        # The callee finished in spite of its cancellation: what it returned stands.
-        task.uncancel()
-    return result
-
-
-async def _within_scope(limit: float, limit_ns: int, clock: Clock, start: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
+    A TimeoutError that the block raises itself stays what it is.
+    """
     own: BaseException | None = None
+    token = _publish(clock, clock.monotonic_ns() + limit_ns)
     try:
         with clock.fail_after(seconds(limit_ns)):
             try:
-                return await start()
+                yield
             except TimeoutError as error:
                 own = error
                 raise
     except TimeoutError as error:
         if error is own:
             raise
+        raise TimeoutExceededError(limit) from error
+    finally:
+        if token is not None:
+            _take_back(token)
+
+
+async def within(limit: float, limit_ns: int, clock: Clock, start: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
+    """Await what `start` returns for at most `limit_ns`; then cancel it and raise TimeoutExceededError(limit).
+
+    A checkpoint if the call is one. A cancellation goes on.
+    """
+    task = _asyncio_task() if type(clock) is SystemClock else None
+    if task is None:
+        with ending(limit, limit_ns, clock):
+            return await start()
+    rang = False
+
+    def ring() -> None:
+        nonlocal rang
+        rang = True
+        task.cancel()
+
+    token = _publish(clock, clock.monotonic_ns() + limit_ns)
+    cancelling = task.cancelling()
+    timer = task.get_loop().call_later(seconds(limit_ns), ring)
+    try:
+        result = await start()
+    except BaseException as error:
+        if rang:
+            await _raise_if_ours(error, task, cancelling, limit)
+        raise
+    else:
+        if rang:
+            # The callee finished in spite of its cancellation: what it returned stands.
+            task.uncancel()
+        return result
+    finally:
+        timer.cancel()
+        if token is not None:
+            _take_back(token)
+
+
+class TimeLimit:
+    """The same length of time for any number of calls, each from its own start, in any task, thread and event loop.
+
+    Calls of one length end in the order in which they began. So on asyncio those of one event loop wait in one queue
+    for one timer, which is set for the first of them and, when it rings, for the one who is first then. A call that
+    ends in time costs an entry in a dict.
+    """
+
+    __slots__ = ("_clock", "_limit", "_limit_ns", "_lock", "_queues")
+
+    def __init__(self, limit: float, clock: Clock) -> None:
+        self._limit = limit
+        self._limit_ns = nanoseconds(limit)
+        self._clock = clock
+        self._lock = threading.Lock()
+        # Replaced whole, so that reading it needs no lock.
+        self._queues: dict[asyncio.AbstractEventLoop, _Queue] = {}
+
+    def around(self, call_next: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """Return an async function of the same arguments that ends in time or raises TimeoutExceededError."""
+        limit, limit_ns, clock = self._limit, self._limit_ns, self._clock
+        if type(clock) is not SystemClock:
+
+            async def run_in_scope(*args: object) -> Any:  # noqa: ANN401 - the result is the callee's
+                with ending(limit, limit_ns, clock):
+                    return await call_next(*args)
+
+            return run_in_scope
+
+        monotonic_ns, queue_of = clock.monotonic_ns, self._queue_of
+
+        async def run(*args: object) -> Any:  # noqa: ANN401 - the result is the callee's
+            task = _asyncio_task()
+            if task is None:
+                with ending(limit, limit_ns, clock):
+                    return await call_next(*args)
+            deadline_ns = monotonic_ns() + limit_ns
+            queue = queue_of(task.get_loop())
+            cancelling = task.cancelling()
+            token = _publish(clock, deadline_ns)
+            place = queue.join(task, deadline_ns)
+            try:
+                result = await call_next(*args)
+            except BaseException as error:
+                if queue.leave(place):
+                    await _raise_if_ours(error, task, cancelling, limit)
+                raise
+            else:
+                if queue.leave(place):
+                    # The callee finished in spite of its cancellation: what it returned stands.
+                    task.uncancel()
+                return result
+            finally:
+                if token is not None:
+                    _take_back(token)
+
+        return run
+
+    def _queue_of(self, loop: asyncio.AbstractEventLoop) -> _Queue:
+        queue = self._queues.get(loop)
+        if queue is None:
+            queue = _Queue(loop, self._limit_ns)
+            with self._lock:
+                others = {other: its for other, its in self._queues.items() if not other.is_closed()}
+                self._queues = {**others, loop: queue}
+        return queue
+
+
+class _Queue:
+    """The calls of one TimeLimit on one event loop, in the order in which they end, and their one timer.
+
+    Only that loop's thread comes here, but for a frame that the garbage collector closes, which only leaves.
+    """
+
+    __slots__ = ("_calls", "_is_set", "_limit_ns", "_loop", "_next")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, limit_ns: int) -> None:
+        self._loop = loop
+        self._limit_ns = limit_ns
+        self._calls: dict[int, tuple[int, asyncio.Task[Any]]] = {}
+        self._next = itertools.count().__next__
+        self._is_set = False
+
+    def join(self, task: asyncio.Task[Any], deadline_ns: int) -> int:
+        """Have `task` cancelled at that time; return its place in the queue."""
+        place = self._next()
+        self._calls[place] = (deadline_ns, task)
+        if not self._is_set:
+            self._set(self._limit_ns)
+        return place
+
+    def leave(self, place: int) -> bool:
+        """Leave the queue; tell whether the task was cancelled."""
+        return self._calls.pop(place, None) is None
+
+    def _set(self, delay_ns: int) -> None:
+        self._is_set = True
+        self._loop.call_later(seconds(delay_ns), self._ring)
+
+    def _ring(self) -> None:
+        self._is_set = False
+        now_ns = SystemClock.monotonic_ns()
+        due: list[int] = []
+        for place, (deadline_ns, _) in self._calls.items():
+            if deadline_ns > now_ns:
+                self._set(deadline_ns - now_ns)
+                break
+            due.append(place)
+        for place in due:
+            _, task = self._calls.pop(place)
+            task.cancel()
+
+
+def _asyncio_task() -> asyncio.Task[Any] | None:
+    """Return the task of asyncio that runs now; None on trio, and outside of any."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None:
+        return None
+    try:
+        return asyncio.current_task()  # type: ignore[no-any-return]
+    except RuntimeError:
+        return None
+
+
+async def _raise_if_ours(error: BaseException, task: asyncio.Task[Any], cancelling: int, limit: float) -> None:
+    """Take our cancellation back; raise TimeoutExceededError if `error` is that and nobody else's."""
+    # Ours alone only if nobody else asked for one in the meantime: theirs goes on (as in asyncio.timeout).
+    if task.uncancel() <= cancelling and isinstance(error, sys.modules["asyncio"].CancelledError):
+        # Nor if a scope around us is cancelled, which has not come to tell the task yet.
+        await anyio.lowlevel.checkpoint_if_cancelled()
         raise TimeoutExceededError(limit) from error

@@ -62,6 +62,7 @@ RULES = (
             ("events",),
             ("parking",),
             ("timers",),
+            ("retry_budget",),
             ("fusing",),
             ("layer",),
             ("queueing",),

@@ -1,0 +1,63 @@
+"""RetryBudget: how many retries, and hedges, all callers of one thing may add to its load.
+
+Rules of this module: the budget itself is `machines.budget`; this adds the clock and the lock. It knows no layer, so
+that every layer that multiplies calls may share one.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from resilience.clock import MonotoneLine, SystemClock
+from resilience.machines.budget import Budget
+from resilience.machines.checks import positive
+
+if TYPE_CHECKING:
+    from resilience.clock import Clock
+
+__all__ = ["RetryBudget"]
+
+
+class RetryBudget:
+    """A limit on retries as a share of first attempts, shared by all the layers that are given it.
+
+    In any t seconds there are at most `ratio * first attempts + min_per_second * (t + reserve_for)` retries.
+
+    Args:
+        ratio: retries per first attempt.
+        min_per_second: retries a second that are always allowed, so that a quiet client may retry too.
+        reserve_for: for how many seconds that allowance may be saved up.
+        clock: where time comes from.
+
+    """
+
+    __slots__ = ("_budget", "_line", "_lock", "clock")
+
+    def __init__(
+        self, ratio: float = 0.1, min_per_second: float = 1.0, reserve_for: float = 10.0, *, clock: Clock | None = None
+    ) -> None:
+        positive("ratio", ratio)
+        positive("min_per_second", min_per_second)
+        positive("reserve_for", reserve_for)
+        self.clock: Clock = SystemClock() if clock is None else clock
+        now_ns = self.clock.monotonic_ns()
+        self._lock = threading.Lock()
+        self._line = MonotoneLine(now_ns)
+        self._budget = Budget(ratio, min_per_second, reserve_for, now_ns)
+
+    def first_attempt(self) -> None:
+        """Note a first attempt. Any thread."""
+        with self._lock:
+            self._budget.first_attempt(self._line.at(self.clock.monotonic_ns()))
+
+    def try_spend(self) -> bool:
+        """Pay for one retry, or return False. Any thread."""
+        with self._lock:
+            return self._budget.spend(self._line.at(self.clock.monotonic_ns()))
+
+    @property
+    def available(self) -> float:
+        """The retries that could be paid for now."""
+        with self._lock:
+            return self._budget.available(self._line.at(self.clock.monotonic_ns()))
