@@ -12,7 +12,7 @@ Rules of this module:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from resilience.errors import LimitExceededError
 from resilience.events import LimitChanged, calls_for
@@ -166,8 +166,7 @@ class AdaptiveLimiter(QueueingGuard):
                 dropped = verdict is Verdict.FAILURE
                 self._failed += dropped
                 self._succeeded += not dropped
-                if isinstance(permit, _Admission):
-                    self._learn(permit, now_ns, dropped=dropped)
+                self._learn(cast("_Admission", permit), now_ns, dropped=dropped)
             else:
                 self._ignored += verdict is Verdict.IGNORED
                 self._cancelled += verdict is Verdict.CANCELLED
