@@ -14,24 +14,40 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncContextDecorator
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
-
-import attrs
 
 from resilience.outcome import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from resilience.clock import Clock
     from resilience.machines.decision import NeverFits, NotUntil
 
-__all__ = ["END", "SETTLED", "BlockingRunner", "Permit", "Pipeline", "Runner", "StreamRunner", "compose", "step"]
+__all__ = [
+    "END",
+    "SETTLED",
+    "BlockingRunner",
+    "Permit",
+    "Runner",
+    "StreamRunner",
+    "compose",
+    "compose_blocking",
+    "compose_manager",
+    "compose_stream",
+    "step",
+]
 
 Runner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 BlockingRunner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 StreamRunner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], AsyncGenerator[Any, Any]]
+
+
+# Results of a call in which nothing has run yet; AsyncContextDecorator is what `asynccontextmanager` makes.
+_LATER = (AsyncGenerator, AsyncContextDecorator)
+_NOT_PLAIN = (Awaitable, *_LATER)
 
 
 class Deciding(Protocol):
@@ -61,6 +77,7 @@ class Controlling(Protocol):
     def wrap(self, call_next: Runner) -> Runner: ...
     def wrap_blocking(self, call_next: BlockingRunner) -> BlockingRunner | None: ...
     def wrap_stream(self, call_next: StreamRunner) -> StreamRunner | None: ...
+    def wrap_manager(self, call_next: StreamRunner) -> StreamRunner | None: ...
 
 
 SETTLED = -1
@@ -110,59 +127,69 @@ class Permit:
         return f"<Permit of {self.guard.label}, {state}>"
 
 
-@attrs.frozen
-class Pipeline:
-    """The runners of one composition, for each kind of callable; None where a layer of it cannot guard that kind."""
-
-    run: Runner
-    run_blocking: BlockingRunner | None
-    run_stream: StreamRunner | None
-
-    def blocking_or_refuse(self, kind: str, func: object) -> BlockingRunner:
-        """Return the runner for plain functions, or raise TypeError."""
-        if self.run_blocking is None:
-            msg = f"{kind} cannot guard the plain function {func!r}: it could not be stopped; make it async"
-            raise TypeError(msg)
-        return self.run_blocking
-
-    def stream_or_refuse(self, kind: str, func: object) -> StreamRunner:
-        """Return the runner for async generators, or raise TypeError."""
-        if self.run_stream is None:
-            msg = f"{kind} cannot guard the async generator {func!r}"
-            raise TypeError(msg)
-        return self.run_stream
-
-
-def compose(parts: tuple[Deciding | Controlling, ...]) -> Pipeline:
-    """Return the runners of a composition, its outermost layer first."""
+def compose(parts: tuple[Deciding | Controlling, ...]) -> Runner:
+    """Return the runner of a composition, its outermost layer first."""
     run: Runner | None = None
-    blocking: BlockingRunner | None = _invoke_blocking
-    stream: StreamRunner | None = _invoke_stream
+    for link in _from_inside(parts):
+        if isinstance(link, tuple):
+            run = _one_guard(link[0], run) if len(link) == 1 else _guards(link, run)
+        else:
+            run = link.wrap(run or _invoke)
+    return run or _bare
+
+
+def compose_blocking(parts: tuple[Deciding | Controlling, ...]) -> BlockingRunner | None:
+    """Return the same for plain functions; None where a layer cannot guard them."""
+    run: BlockingRunner | None = _invoke_blocking
+    for link in _from_inside(parts):
+        run = run and (_guards_blocking(link, run) if isinstance(link, tuple) else link.wrap_blocking(run))
+    return run
+
+
+def compose_stream(parts: tuple[Deciding | Controlling, ...]) -> StreamRunner | None:
+    """Return the same for async generators."""
+    run: StreamRunner | None = _invoke_stream
+    for link in _from_inside(parts):
+        run = run and (_guards_stream(link, run) if isinstance(link, tuple) else link.wrap_stream(run))
+    return run
+
+
+def compose_manager(parts: tuple[Deciding | Controlling, ...]) -> StreamRunner | None:
+    """Return the same for async context managers, each being a stream of one item during which its block runs."""
+    run: StreamRunner | None = _invoke_stream
+    for link in _from_inside(parts):
+        run = run and (_guards_stream(link, run) if isinstance(link, tuple) else link.wrap_manager(run))
+    return run
+
+
+def _from_inside(parts: tuple[Deciding | Controlling, ...]) -> Iterator[tuple[Deciding, ...] | Controlling]:
+    """Yield the strategies, and the guards that neighbour one another as one tuple, innermost first."""
     for is_guard, neighbours in itertools.groupby(reversed(parts), key=lambda part: hasattr(part, "admit")):
         if is_guard:
-            guards = cast("tuple[Deciding, ...]", tuple(neighbours)[::-1])
-            run = _one_guard(guards[0], run) if len(guards) == 1 else _guards(guards, run)
-            blocking = blocking and _guards_blocking(guards, blocking)
-            stream = stream and _guards_stream(guards, stream)
-            continue
-        for strategy in cast("Iterable[Controlling]", neighbours):
-            run = strategy.wrap(run or _invoke)
-            blocking = blocking and strategy.wrap_blocking(blocking)
-            stream = stream and strategy.wrap_stream(stream)
-    return Pipeline(run or _bare, blocking, stream)
+            yield cast("tuple[Deciding, ...]", tuple(neighbours)[::-1])
+        else:
+            yield from cast("Iterable[Controlling]", neighbours)
 
 
 def _invoke(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
     # Not a coroutine itself, so that the callee's own frame is the next one.
     result = func(*args, **kwargs)
-    if result.__class__ is CoroutineType or isinstance(result, Awaitable):
-        return result
-    return _ready(result)
+    return result if result.__class__ is CoroutineType else _awaitable(func, result)
 
 
 async def _bare(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     """Run a composition of nothing: not before it is awaited, like any other."""
     return await _invoke(func, args, kwargs)
+
+
+def _awaitable(func: Callable[..., Any], result: Any) -> Awaitable[Any]:  # noqa: ANN401
+    """Return what stands for the rest of a call that is no coroutine."""
+    if isinstance(result, Awaitable):
+        return result
+    if isinstance(result, _LATER):
+        msg = f"{func!r} returned {result!r}, which would run outside of the call: decorate it, or use `around`"
+        raise TypeError(msg)
+    return _ready(result)
 
 
 async def _ready(result: object) -> object:
@@ -171,7 +198,7 @@ async def _ready(result: object) -> object:
 
 def _invoke_blocking(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
     result = func(*args, **kwargs)
-    if isinstance(result, Awaitable | AsyncGenerator):
+    if isinstance(result, _NOT_PLAIN):
         # What it stands for would run outside of every layer, and nobody would notice.
         if isinstance(result, CoroutineType):
             result.close()
@@ -206,8 +233,7 @@ def _one_guard(guard: Deciding, call_next: Runner | None) -> Runner:
         try:
             if call_next is None:
                 result = func(*args, **kwargs)
-                if result.__class__ is CoroutineType or isinstance(result, Awaitable):
-                    result = await result
+                result = await (result if result.__class__ is CoroutineType else _awaitable(func, result))
             else:
                 result = await call_next(func, args, kwargs)
         except BaseException as exception:
@@ -233,8 +259,7 @@ def _guards(guards: tuple[Deciding, ...], call_next: Runner | None) -> Runner:
                 permits.append(permit)
             if call_next is None:
                 result = func(*args, **kwargs)
-                if result.__class__ is CoroutineType or isinstance(result, Awaitable):
-                    result = await result
+                result = await (result if result.__class__ is CoroutineType else _awaitable(func, result))
             else:
                 result = await call_next(func, args, kwargs)
             _settle_result(permits, result)

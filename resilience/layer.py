@@ -5,8 +5,7 @@ Rules of this module:
 * A *guard* decides. `admit` answers at once, never waits and is no checkpoint; what it admits is a `Permit`, which is
   settled with exactly one verdict. A *strategy* controls: it wraps the next runner in another.
 * Neighbouring guards share one coroutine frame (`fusing`); a guard used alone is a chain of one, by the same code.
-* Every kind of callable is guarded whole, or refused when it is decorated: `async def`, async generators (the whole
-  stream is one call) and plain `def`, which runs inline.
+* Every kind of callable is guarded whole, or refused when it is decorated (`callables`).
 * What comes out of the callee goes on unchanged: results, exceptions, cancellation. Layers only settle and re-raise.
 
 It knows no particular guard or strategy. Write your own by deriving from `Guard` or `Strategy`.
@@ -14,9 +13,7 @@ It knows no particular guard or strategy. Write your own by deriving from `Guard
 
 from __future__ import annotations
 
-import enum
 import functools
-import inspect
 import itertools
 import threading
 from abc import ABC, abstractmethod
@@ -25,15 +22,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar,
 
 import attrs
 
+from resilience.callables import decorate, enclose
 from resilience.clock import seconds
+from resilience.describing import Description, LayerKind, settings_of
 from resilience.errors import RejectedError
 from resilience.events import SUBSCRIBERS, EventQueue, Rejected, Section, calls_for
-from resilience.fusing import END, Permit, Pipeline, Runner, compose, step
+from resilience.fusing import Permit, Runner, compose
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.outcome import Verdict, any_exception, verdict_of_exception
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
 
@@ -44,22 +44,6 @@ __all__ = ["Guard", "Layer", "LayerKind", "Permit", "Statistics", "Strategy", "T
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class LayerKind(enum.Enum):
-    """What a layer is for; by it a Policy judges the order of its layers without importing them."""
-
-    RATE_LIMITER = "rate limiter"
-    CIRCUIT_BREAKER = "circuit breaker"
-    STORM_GUARD = "storm guard"
-    BULKHEAD = "bulkhead"
-    ADAPTIVE_LIMITER = "adaptive limiter"
-    RETRY = "retry"
-    TIMEOUT = "timeout"
-    FALLBACK = "fallback"
-    HEDGE = "hedge"
-    POLICY = "policy"
-    OTHER = "other"
 
 
 @attrs.frozen(kw_only=True)
@@ -102,10 +86,9 @@ class Tally:
 class Layer(ABC):
     """Something that stands around a call: a guard, a strategy, or a Policy of them."""
 
-    __slots__ = ("__weakref__", "_pipeline_", "_run_")
+    __slots__ = ("__weakref__", "_run_")
 
     kind: ClassVar[LayerKind] = LayerKind.OTHER
-    _pipeline_: Pipeline
     _run_: Runner
 
     @property
@@ -115,14 +98,6 @@ class Layer(ABC):
             msg = f"{type(self).__name__} must derive from Guard or Strategy, or say of which parts it consists"
             raise TypeError(msg)
         return (self,)
-
-    def _pipeline(self) -> Pipeline:
-        try:
-            return self._pipeline_
-        except AttributeError:
-            self._pipeline_ = compose(self.parts)
-            self._run_ = self._pipeline_.run
-            return self._pipeline_
 
     def call(self, func: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
         """Run `func(*args, **kwargs)` once inside this layer.
@@ -134,95 +109,36 @@ class Layer(ABC):
         try:
             run = self._run_
         except AttributeError:
-            run = self._pipeline().run
+            run = self._run_ = compose(self.parts)
         return run(func, args, kwargs)  # type: ignore[return-value]
+
+    def around(
+        self, func: Callable[P, AbstractAsyncContextManager[T]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> AbstractAsyncContextManager[T]:
+        """Return what `func(*args, **kwargs)` returns, an async context manager, inside this layer.
+
+        `async with layer.around(client.stream, "GET", url) as response:` is one call, which lasts from the entering
+        until the manager has been left; how its block ends is how the call ends. Not a checkpoint; entering and leaving
+        are if the manager's are, or if a guard has to wait. Raises TypeError if the layer cannot guard that.
+        """
+        return enclose(type(self).__name__, self.parts, func)(*args, **kwargs)
 
     def __call__(self, func: Callable[P, T]) -> Callable[P, T]:
         """Decorate `func`: each call of it runs inside this layer. The signature stays.
 
         Raises TypeError for what the layer cannot guard, so that nothing is ever silently unprotected.
         """
-        return cast("Callable[P, T]", _decorate(self, self._pipeline(), func))
+        return cast("Callable[P, T]", decorate(type(self).__name__, self.parts, func))
 
+    def settings(self) -> dict[str, object]:
+        """Return what the layer was made with, by the names of its arguments, as far as that is worth telling."""
+        return settings_of(self)
 
-def _decorate(layer: Layer, pipeline: Pipeline, func: Callable[..., Any]) -> Callable[..., Any]:
-    kind = type(layer).__name__
-    if not callable(func):
-        msg = f"{kind} can only decorate a callable, not {func!r}"
-        raise TypeError(msg)
-    refused = _unguardable(func)
-    if refused is not None:
-        msg = f"{kind} cannot guard {func!r}: {refused}"
-        raise TypeError(msg)
-    wrapper: Callable[..., Any]
-    if _is(inspect.isasyncgenfunction, func):
-        wrapper = _stream_wrapper(pipeline.stream_or_refuse(kind, func), func)
-    elif _is(inspect.iscoroutinefunction, func):
-        wrapper = _async_wrapper(pipeline.run, func)
-    else:
-        wrapper = _blocking_wrapper(pipeline.blocking_or_refuse(kind, func), func)
-    # A partial or a callable object has no name of its own; what it has is copied.
-    return functools.wraps(func)(wrapper)
-
-
-def _is(test: Callable[[object], bool], func: Callable[..., Any]) -> bool:
-    while isinstance(func, functools.partial):
-        func = func.func
-    return test(func) or (not inspect.isroutine(func) and test(getattr(func, "__call__", None)))  # noqa: B004
-
-
-def _unguardable(func: Callable[..., Any]) -> str | None:
-    if inspect.isclass(func):
-        return "a class is not a call; decorate its methods, or a function that makes the instance"
-    if isinstance(func, staticmethod | classmethod):
-        return "put the layer below @staticmethod or @classmethod"
-    if _is(inspect.isgeneratorfunction, func):
-        return "a plain generator would run outside of it; make it an async generator"
-    made_from = getattr(func, "__wrapped__", None)
-    if (
-        made_from is not None
-        and not _is(inspect.isasyncgenfunction, func)
-        and not _is(inspect.iscoroutinefunction, func)
-    ):
-        if inspect.isasyncgenfunction(made_from) or inspect.isgeneratorfunction(made_from):
-            return "its block would run outside of it; use the guard as a context manager inside"
-        if inspect.iscoroutinefunction(made_from):
-            return "it wraps an async function in a plain one; decorate the async function itself"
-    return None
-
-
-def _async_wrapper(run: Runner, func: Callable[..., Any]) -> Callable[..., Any]:
-    async def wrapper(*args: object, **kwargs: object) -> object:
-        return await run(func, args, kwargs)
-
-    return wrapper
-
-
-def _blocking_wrapper(run: BlockingRunner, func: Callable[..., Any]) -> Callable[..., Any]:
-    def wrapper(*args: object, **kwargs: object) -> object:
-        return run(func, args, kwargs)
-
-    return wrapper
-
-
-def _stream_wrapper(run: StreamRunner, func: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(func)
-    async def wrapper(*args: object, **kwargs: object) -> Any:  # noqa: ANN401 - the stream's own types are kept by the cast
-        stream = run(func, args, kwargs)
-        try:
-            sent = thrown = None
-            while (item := await step(stream, sent, thrown)) is not END:
-                sent = thrown = None
-                try:
-                    sent = yield item
-                except GeneratorExit:
-                    raise
-                except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
-                    thrown = exception
-        finally:
-            await stream.aclose()
-
-    return wrapper
+    def describe(self) -> Description:
+        """Return what the layer is, as data; as text with `str()`. Not a checkpoint; any thread."""
+        return Description(
+            type=type(self).__name__, kind=self.kind, name=getattr(self, "name", ""), settings=self.settings()
+        )
 
 
 class Strategy(Layer):
@@ -241,6 +157,14 @@ class Strategy(Layer):
     def wrap_stream(self, call_next: StreamRunner) -> StreamRunner | None:  # noqa: ARG002
         """Return the same for an async generator, or None where that is not meaningful."""
         return None
+
+    def wrap_manager(self, call_next: StreamRunner) -> StreamRunner | None:
+        """Return the same for an async context manager, which is a stream of one item, or None.
+
+        Between the item and what follows it, its block runs, in the task that iterates. Unless a strategy has to do
+        something about that, it does with a manager what it does with any stream.
+        """
+        return self.wrap_stream(call_next)
 
 
 class Guard(Layer):
