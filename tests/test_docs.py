@@ -61,6 +61,11 @@ def test_the_breaker_s_picture_and_page_show_every_transition() -> None:
     assert edge_table("breaker") in (ROOT / "docs" / "circuit-breaker.md").read_text(encoding="utf-8")
 
 
+def test_the_limiter_s_page_shows_its_picture_s_table() -> None:
+    """What the numbers of the picture mean is told below it."""
+    assert edge_table("limiter") in (ROOT / "docs" / "adaptive-limiter.md").read_text(encoding="utf-8")
+
+
 def test_the_delivery_s_picture_and_page_show_every_state() -> None:
     """No state of a delivery is missing from the picture."""
     assert {node.name for node in DIAGRAMS["delivery"].nodes} == {state.value for state in DeliveryState}

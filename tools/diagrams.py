@@ -75,6 +75,16 @@ DIAGRAMS = {
             Edge("storm", "calm", "the window has been calm for `hold_for` seconds"),
         ),
     ),
+    "limiter": Diagram(
+        "What an adaptive limiter is doing",
+        520,
+        110,
+        (Node("adjusting", 90, 55), Node("probing", 430, 55)),
+        (
+            Edge("adjusting", "probing", "latency is off the baseline for `probe_every` windows, or there is none yet"),
+            Edge("probing", "adjusting", "the baseline is measured; the limit is what it was"),
+        ),
+    ),
     "delivery": Diagram(
         "The states of a delivery",
         640,
