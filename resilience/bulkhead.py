@@ -11,6 +11,7 @@ from resilience.errors import BulkheadFullError
 from resilience.layer import LayerKind, Permit
 from resilience.machines.checks import positive_int
 from resilience.machines.decision import NeverFits, NotUntil
+from resilience.outcome import Verdict
 from resilience.queueing import QueueingGuard
 
 if TYPE_CHECKING:
@@ -57,10 +58,16 @@ class Bulkhead(QueueingGuard):
     def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - a call is a call
         """Decide at once; nobody overtakes those who wait."""
         contended = self._lock.locked()
-        with self._section:
+        with self._lock:
             if contended:
                 self._contended += 1
             admitted = self._permits.take()
             if admitted:
                 self._admitted += 1
+        if self._pending:
+            self._after()
         return Permit(self) if admitted else NotUntil(None)
+
+    def settle_result(self, permit: Permit, result: object) -> None:  # noqa: ARG002 - as any end does, it gives the permit back
+        """Give the permit back."""
+        self.settle(permit, Verdict.SUCCESS)

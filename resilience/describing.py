@@ -37,6 +37,10 @@ class LayerKind(enum.Enum):
     OTHER = "other"
 
 
+def _read_only(settings: Mapping[str, object]) -> Mapping[str, object]:
+    return MappingProxyType(dict(settings))
+
+
 @attrs.frozen(kw_only=True)
 class Description:
     """What a layer is, as data; `str()` gives it as text, a line for each layer, the outermost first.
@@ -48,7 +52,7 @@ class Description:
     type: str
     kind: LayerKind
     name: str = ""
-    settings: Mapping[str, object] = attrs.field(factory=dict, converter=MappingProxyType, hash=False)
+    settings: Mapping[str, object] = attrs.field(factory=dict, converter=_read_only, hash=False)
     layers: tuple[Description, ...] = ()
     warnings: tuple[str, ...] = ()
 

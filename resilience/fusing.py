@@ -248,6 +248,7 @@ def _one_guard(guard: Deciding, call_next: Runner | None) -> Runner:
 
 def _guards(guards: tuple[Deciding, ...], call_next: Runner | None) -> Runner:
     chain = tuple((guard, guard.admit) for guard in guards)
+    hearing = _hearing(guards)
 
     async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         permits: list[Permit] = []
@@ -262,7 +263,8 @@ def _guards(guards: tuple[Deciding, ...], call_next: Runner | None) -> Runner:
                 result = await (result if result.__class__ is CoroutineType else _awaitable(func, result))
             else:
                 result = await call_next(func, args, kwargs)
-            _settle_result(permits, result)
+            for index, settle_result in hearing:
+                settle_result(permits[index], result)
         except BaseException as exception:
             _settle_exception(permits, exception)
             raise
@@ -272,13 +274,16 @@ def _guards(guards: tuple[Deciding, ...], call_next: Runner | None) -> Runner:
 
 
 def _guards_blocking(guards: tuple[Deciding, ...], call_next: BlockingRunner) -> BlockingRunner:
+    hearing = _hearing(guards)
+
     def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         permits: list[Permit] = []
         try:
             for guard in guards:
                 permits.append(guard.admit_blocking())  # noqa: PERF401 - the permits so far must be known if one refuses
             result = call_next(func, args, kwargs)
-            _settle_result(permits, result)
+            for index, settle_result in hearing:
+                settle_result(permits[index], result)
         except BaseException as exception:
             _settle_exception(permits, exception)
             raise
@@ -288,6 +293,8 @@ def _guards_blocking(guards: tuple[Deciding, ...], call_next: BlockingRunner) ->
 
 
 def _guards_stream(guards: tuple[Deciding, ...], call_next: StreamRunner) -> StreamRunner:
+    hearing = _hearing(guards)
+
     async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
         permits: list[Permit] = []
         try:
@@ -309,7 +316,8 @@ def _guards_stream(guards: tuple[Deciding, ...], call_next: StreamRunner) -> Str
                         thrown = exception
             finally:
                 await stream.aclose()
-            _settle_result(permits, None)
+            for index, settle_result in hearing:
+                settle_result(permits[index], None)
         except BaseException as exception:
             _settle_exception(permits, exception)
             raise
@@ -324,10 +332,11 @@ async def _admit_slowly(guard: Deciding, decision: Permit | NotUntil | NeverFits
     raise guard.refuse(decision)  # type: ignore[arg-type]
 
 
-def _settle_result(permits: list[Permit], result: object) -> None:
-    for permit in reversed(permits):
-        if permit.guard.hears_success:
-            permit.guard.settle_result(permit, result)
+def _hearing(guards: tuple[Deciding, ...]) -> tuple[tuple[int, Callable[[Permit, object], None]], ...]:
+    """Return the guards that a success has to be told, by their place in the chain, the innermost first."""
+    return tuple(
+        (index, guard.settle_result) for index, guard in reversed(tuple(enumerate(guards))) if guard.hears_success
+    )
 
 
 def _settle_exception(permits: list[Permit], exception: BaseException) -> None:

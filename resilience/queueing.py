@@ -145,11 +145,12 @@ class QueueingGuard(Guard):
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:  # noqa: ARG002 - a permit comes back however the call ended
         """Give the permit back: to the head of the queue, if anybody waits."""
-        with self._section:
-            if permit.settled:
-                return
-            permit.generation = SETTLED
-            self._hand_on()
+        with self._lock:
+            if permit.generation != SETTLED:
+                permit.generation = SETTLED
+                self._hand_on()
+        if self._pending:
+            self._after()
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
@@ -257,7 +258,8 @@ class QueueingGuard(Guard):
     def _hand_on(self) -> None:
         """Give a permit back, to whoever is next."""
         self._permits.give_back()
-        self._grant()
+        if self._queue:
+            self._grant()
 
     def _grant(self) -> None:
         """Hand out what permits there are. Waiters that can no longer be woken are passed over."""

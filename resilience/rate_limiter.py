@@ -216,10 +216,11 @@ class RateLimiter(Guard):
         """Decide at once; the permit of a call that a guard further inside refused gives its tokens back."""
         contended = self._lock.locked()
         decision: Permit | NotUntil | NeverFits
-        with self._section:
+        with self._lock:
             if contended:
                 self._contended += 1
-            line_ns = self._line.at_reading(now_ns, self._clock_ns)
+            line = self._line
+            line_ns = line.at(self._clock_ns()) if now_ns is None else line.at_reading(now_ns, self._clock_ns)
             units = self._one if cost is _ONE else self._checked_units(cost)
             if self._waiters:
                 self._grant(line_ns)
@@ -230,6 +231,8 @@ class RateLimiter(Guard):
                 decision = NotUntil(self._bucket.ready_at(units, self._queued_units))
             else:
                 decision = NeverFits(cost, self._bucket.capacity)
+        if self._pending:
+            self._after()
         return decision
 
     async def admit_waiting(self, cost: float = 1) -> Permit:

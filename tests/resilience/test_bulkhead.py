@@ -409,14 +409,20 @@ def test_frame_dropped_inside_a_critical_section_does_not_deadlock() -> None:
 def test_found_lock_is_counted() -> None:
     """An admission that finds the lock taken says so."""
     bulkhead = Bulkhead(1)
-    found = threading.Event()
+    lock, found = bulkhead._lock, threading.Event()
 
     class Watched:
         def locked(self) -> bool:
             found.set()
             return True
 
-    lock, bulkhead._lock = bulkhead._lock, Watched()  # type: ignore[assignment]
+        def __enter__(self) -> None:
+            lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            lock.release()
+
+    bulkhead._lock = Watched()  # type: ignore[assignment]
     with lock:
         thread = threading.Thread(target=bulkhead.try_admit)
         thread.start()

@@ -694,6 +694,12 @@ class _Watched:
             self.found.set()
         return acquired
 
+    def __enter__(self) -> None:
+        self.lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self.lock.release()
+
 
 @pytest.mark.parametrize("method", ["try_acquire", "admit_blocking"])
 def test_lock_that_is_found_taken_is_waited_for_and_counted(method: str) -> None:
