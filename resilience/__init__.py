@@ -20,6 +20,7 @@ from resilience.errors import (
     StormError,
     TimeoutExceededError,
 )
+from resilience.fallback import Fallback
 from resilience.guarded_deque import AsyncGuardedDeque
 from resilience.layer import Guard, Layer, LayerKind, Permit, Statistics, Strategy
 from resilience.machines.backoff import (
@@ -61,6 +62,7 @@ __all__ = [
     "Deadline",
     "ExponentialBackoff",
     "FailureRate",
+    "Fallback",
     "FibonacciBackoff",
     "Gradient2",
     "Guard",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from resilience.fusing import BlockingRunner, Controlling, Deciding, Runner, StreamRunner
 
-__all__ = ["decorate", "enclose"]
+__all__ = ["decorate", "enclose", "is_kind"]
 
 
 def decorate(title: str, parts: tuple[Deciding | Controlling, ...], func: Callable[..., Any]) -> Callable[..., Any]:
@@ -39,13 +39,13 @@ def decorate(title: str, parts: tuple[Deciding | Controlling, ...], func: Callab
         msg = f"{title} cannot guard {func!r}: {refused}"
         raise TypeError(msg)
     wrapper: Callable[..., Any]
-    if _is(inspect.isasyncgenfunction, func):
+    if is_kind(inspect.isasyncgenfunction, func):
         stream = compose_stream(parts)
         if stream is None:
             msg = f"{title} cannot guard the async generator {func!r}"
             raise TypeError(msg)
         wrapper = _stream_wrapper(stream, func)
-    elif _is(inspect.iscoroutinefunction, func):
+    elif is_kind(inspect.iscoroutinefunction, func):
         wrapper = _async_wrapper(compose(parts), func)
     elif _makes_managers(func):
         wrapper = enclose(title, parts, func)
@@ -87,7 +87,8 @@ def _as_stream(func: Callable[..., AbstractAsyncContextManager[Any]]) -> Callabl
     return stream
 
 
-def _is(test: Callable[[object], bool], func: Callable[..., Any]) -> bool:
+def is_kind(test: Callable[[object], bool], func: Callable[..., Any]) -> bool:
+    """Tell whether a function, or the one behind a partial or a callable object, passes one of `inspect`'s tests."""
     # An object may be marked as what it is (as an AsyncMock is), or have a `__call__` that is.
     return test(_without_partials(func)) or test(_routine(func))
 
@@ -131,9 +132,9 @@ def _unguardable(func: Callable[..., Any]) -> str | None:
         return "a class is not a call; decorate its methods, or a function that makes the instance"
     if isinstance(func, staticmethod | classmethod):
         return "put the layer below @staticmethod or @classmethod"
-    if _is(inspect.isgeneratorfunction, func):
+    if is_kind(inspect.isgeneratorfunction, func):
         return "a plain generator would run outside of it; make it an async generator"
-    if _is(inspect.isasyncgenfunction, func) or _is(inspect.iscoroutinefunction, func) or _makes_managers(func):
+    if is_kind(inspect.isasyncgenfunction, func) or is_kind(inspect.iscoroutinefunction, func) or _makes_managers(func):
         return None
     return _unguardable_inside(func)
 

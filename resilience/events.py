@@ -27,6 +27,8 @@ __all__ = [
     "SUBSCRIBERS",
     "Event",
     "EventQueue",
+    "FellBack",
+    "HedgeStarted",
     "LimitChanged",
     "Rejected",
     "RetryScheduled",
@@ -71,6 +73,23 @@ class RetryScheduled:
 
 
 @attrs.frozen(kw_only=True)
+class HedgeStarted:
+    """No attempt has ended within `delay` seconds of the last one's start, so attempt number `attempt` begins."""
+
+    name: str
+    attempt: int
+    delay: float
+
+
+@attrs.frozen(kw_only=True)
+class FellBack:
+    """A call failed, and the fallback takes its place."""
+
+    name: str
+    error: str
+
+
+@attrs.frozen(kw_only=True)
 class StormStarted:
     """A storm guard refused an event, having admitted `max_events` within its window."""
 
@@ -97,7 +116,9 @@ class LimitChanged:
     at_ns: int
 
 
-Event: TypeAlias = StateChanged | Rejected | RetryScheduled | StormStarted | StormEnded | LimitChanged
+Event: TypeAlias = (
+    StateChanged | Rejected | RetryScheduled | HedgeStarted | FellBack | StormStarted | StormEnded | LimitChanged
+)
 
 
 class EventQueue:

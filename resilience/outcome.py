@@ -7,20 +7,25 @@
 | an Exception                                 | failure, if `is_failure` says so; else ignored     |
 | anything else (cancellation, KeyboardInterrupt, GeneratorExit) | cancelled: never a failure       |
 
+Strategies that retry, fall back or hedge ask which exceptions are theirs: `matcher` reads what they were told.
+
 Rules of this module: pure, and the only place where exceptions are sorted. It knows the errors and no guard.
 """
 
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from resilience.errors import RejectedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Verdict", "any_exception", "verdict_of_exception", "verdict_of_result"]
+__all__ = ["On", "Verdict", "any_exception", "matcher", "verdict_of_exception", "verdict_of_result"]
+
+On: TypeAlias = "type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]"
+"""Which exceptions: types, or a predicate."""
 
 
 class Verdict(enum.Enum):
@@ -57,3 +62,14 @@ def verdict_of_result(result: object, is_failure_result: Callable[[object], bool
     if isinstance(verdict, Verdict):
         return verdict
     return Verdict.FAILURE if verdict else Verdict.SUCCESS
+
+
+def matcher(on: On) -> Callable[[Exception], bool]:
+    """Return the predicate that `on` stands for, or raise ValueError."""
+    types = on if isinstance(on, tuple) else (on,)
+    if types and all(isinstance(each, type) and issubclass(each, Exception) for each in types):
+        return lambda error: isinstance(error, types)  # type: ignore[arg-type]
+    if isinstance(on, type | tuple) or not callable(on):
+        msg = f"on must be exception types derived from Exception, or a predicate, not {on!r}"
+        raise ValueError(msg)
+    return on

@@ -11,15 +11,16 @@ import functools
 import math
 import random as random_module
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.events import RetryScheduled, announce
 from resilience.fusing import END, step
 from resilience.layer import LayerKind, Strategy
 from resilience.machines.backoff import Backoff, ExponentialBackoff, as_backoff
-from resilience.machines.checks import positive, positive_int, string
+from resilience.machines.checks import callable_or_none, positive, positive_int, string
 from resilience.machines.retrying import GiveUp, RetryAfter, decide
+from resilience.outcome import matcher
 from resilience.retry_budget import RetryBudget
 from resilience.timers import remaining_ns
 
@@ -30,12 +31,11 @@ if TYPE_CHECKING:
 
     from resilience.clock import Clock
     from resilience.fusing import BlockingRunner, Runner, StreamRunner
+    from resilience.outcome import On
 
 __all__ = ["Attempt", "Attempts", "Retry", "RetryBudget"]
 
-F = TypeVar("F")
 _CENTURY = 3_155_760_000.0
-On: TypeAlias = "type[Exception] | tuple[type[Exception], ...] | Callable[[Exception], bool]"
 
 
 class Retry(Strategy):
@@ -102,8 +102,8 @@ class Retry(Strategy):
         random: random_module.Random | None = None,
     ) -> None:
         self.max_attempts = None if attempts is None else positive_int("attempts", attempts)
-        self._matches = _matcher(on)
-        self.on_result = _callable_or_none("on_result", on_result)
+        self._matches = matcher(on)
+        self.on_result = callable_or_none("on_result", on_result)
         self.backoff = ExponentialBackoff() if backoff is None else as_backoff("backoff", backoff)
         self._max_elapsed_ns = None if max_elapsed is None else nanoseconds(positive("max_elapsed", max_elapsed))
         if budget is not None and not isinstance(budget, RetryBudget):
@@ -114,7 +114,7 @@ class Retry(Strategy):
             msg = f"honor_retry_after must be True or False, not {honor_retry_after!r}"
             raise ValueError(msg)
         self.honor_retry_after = honor_retry_after
-        self.retry_after = _callable_or_none("retry_after", retry_after)
+        self.retry_after = callable_or_none("retry_after", retry_after)
         self.name = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self.random = random_module.Random() if random is None else random
@@ -388,23 +388,6 @@ class _Rounds:
 
     def _elapsed_ns(self) -> int:
         return self._line.at(self._retry.clock.monotonic_ns()) - self._started_ns
-
-
-def _matcher(on: On) -> Callable[[Exception], bool]:
-    types = on if isinstance(on, tuple) else (on,)
-    if types and all(isinstance(each, type) and issubclass(each, Exception) for each in types):
-        return lambda error: isinstance(error, types)  # type: ignore[arg-type]
-    if isinstance(on, type | tuple) or not callable(on):
-        msg = f"on must be exception types derived from Exception, or a predicate, not {on!r}"
-        raise ValueError(msg)
-    return on
-
-
-def _callable_or_none(name: str, value: F) -> F:
-    if value is not None and not callable(value):
-        msg = f"{name} must be callable, not {value!r}"
-        raise ValueError(msg)
-    return value
 
 
 def _wait_ns(asked: object) -> int | None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from contextvars import Token
 
-__all__ = ["TimeLimit", "ending", "remaining_ns", "within"]
+__all__ = ["Alarm", "TimeLimit", "alarm", "ending", "remaining_ns", "within"]
 
 # The clock and the instant on its line by which the innermost Timeout of this context ends.
 _DEADLINE: ContextVar[tuple[Clock, int] | None] = ContextVar("resilience_deadline", default=None)
@@ -142,6 +142,35 @@ async def within(limit: float, limit_ns: int, clock: Clock, start: Callable[[], 
         timer.cancel()
         if token is not None:
             _take_back(token)
+
+
+class Alarm:
+    """Calls `ring` in the event loop after `delay_ns`, and again after as long while that returns True, until stopped.
+
+    What it calls runs in the context of whoever made it; all this is for asyncio and the system's clock.
+    """
+
+    __slots__ = ("_delay", "_loop", "_ring", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, delay_ns: int, ring: Callable[[], bool]) -> None:
+        self._loop = loop
+        self._delay = seconds(delay_ns)
+        self._ring = ring
+        self._timer = loop.call_later(self._delay, self._ring_again)
+
+    def _ring_again(self) -> None:
+        if self._ring():
+            self._timer = self._loop.call_later(self._delay, self._ring_again)
+
+    def stop(self) -> None:
+        """Never ring again."""
+        self._timer.cancel()
+
+
+def alarm(clock: Clock, delay_ns: int, ring: Callable[[], bool]) -> Alarm | None:
+    """Return an Alarm; None where only a task can wait: on trio, and on clocks other than the system's."""
+    task = _asyncio_task() if type(clock) is SystemClock else None
+    return None if task is None else Alarm(task.get_loop(), delay_ns, ring)
 
 
 class TimeLimit:

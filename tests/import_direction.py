@@ -45,7 +45,7 @@ class Rules:
 # What the standard library has that reads no clock, rolls no dice and touches nothing outside the process.
 PURE = frozenset(
     {
-        "__future__", "abc", "bisect", "collections", "dataclasses", "enum", "fractions", "functools", "heapq",
+        "__future__", "abc", "array", "bisect", "collections", "dataclasses", "enum", "fractions", "functools", "heapq",
         "itertools", "math", "numbers", "operator", "types", "typing",
     }
 )  # fmt: skip

@@ -7,8 +7,11 @@ given. It knows nothing of the toolkit.
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
-__all__ = ["finite", "non_negative", "positive", "positive_int", "string", "whole_number"]
+__all__ = ["callable_or_none", "finite", "non_negative", "positive", "positive_int", "string", "whole_number"]
+
+F = TypeVar("F")
 
 
 def positive(name: str, value: object, *, infinite: bool = False) -> float:
@@ -55,6 +58,14 @@ def string(name: str, value: object) -> str:
     """Return `value` as a string, or raise ValueError."""
     if not isinstance(value, str):
         msg = f"{name} must be a string, not {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def callable_or_none(name: str, value: F) -> F:
+    """Return `value` if it is a callable or None, or raise ValueError."""
+    if value is not None and not callable(value):
+        msg = f"{name} must be callable, not {value!r}"
         raise ValueError(msg)
     return value
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from resilience.events import (
     Event,
+    FellBack,
+    HedgeStarted,
     LimitChanged,
     Rejected,
     RetryScheduled,
@@ -19,6 +21,8 @@ from resilience.events import (
 
 __all__ = [
     "Event",
+    "FellBack",
+    "HedgeStarted",
     "LimitChanged",
     "Rejected",
     "RetryScheduled",

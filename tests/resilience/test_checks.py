@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resilience.machines.checks import finite, non_negative, positive, positive_int, string, whole_number
+from resilience.machines.checks import (
+    callable_or_none,
+    finite,
+    non_negative,
+    positive,
+    positive_int,
+    string,
+    whole_number,
+)
 from tests.resilience.support import NOT_A_COUNT, NOT_NEGATIVE, NOT_POSITIVE
 
 if TYPE_CHECKING:
@@ -57,3 +65,12 @@ def test_strings_are_strings() -> None:
     for bad in (None, 3, b"api"):
         with pytest.raises(ValueError, match=r"^name must be a string, not "):
             string("name", bad)
+
+
+def test_callables_are_callable() -> None:
+    """A predicate that is none is refused by name; None says that there is none."""
+    assert callable_or_none("on_result", None) is None
+    assert callable_or_none("on_result", bool) is bool
+    for bad in (3, "bool", ()):
+        with pytest.raises(ValueError, match=r"^on_result must be callable, not "):
+            callable_or_none("on_result", bad)

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from resilience import CircuitOpenError, Verdict
-from resilience.outcome import any_exception, verdict_of_exception, verdict_of_result
+from resilience.outcome import any_exception, matcher, verdict_of_exception, verdict_of_result
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,20 @@ def test_results_are_successes_unless_the_predicate_says_otherwise() -> None:
     assert verdict_of_result(500, lambda result: result == 500) is Verdict.FAILURE
     assert verdict_of_result(200, lambda result: result == 500) is Verdict.SUCCESS
     assert verdict_of_result(429, lambda _result: Verdict.IGNORED) is Verdict.IGNORED
+
+
+def test_types_and_predicates_say_which_exceptions_are_meant() -> None:
+    """A type, several types, or a predicate, which is taken as it is."""
+    assert matcher(OSError)(ConnectionError())
+    assert not matcher(OSError)(ValueError())
+    assert matcher((OSError, ValueError))(ValueError())
+    assert matcher(any_exception) is any_exception
+
+
+@pytest.mark.parametrize(
+    "bad", [(), None, "ValueError", BaseException, asyncio.CancelledError, (KeyError, 3)], ids=repr
+)
+def test_what_is_no_exception_cannot_be_meant(bad: object) -> None:
+    """Neither a cancellation nor nothing at all can be retried, fallen back from or hedged."""
+    with pytest.raises(ValueError, match=r"^on must be exception types derived from Exception, or a predicate, not "):
+        matcher(bad)  # type: ignore[arg-type]
