@@ -3,13 +3,15 @@
 Rules of this module:
 
 * It claims only what it has room for, and what no guard would refuse; a refusal by a guard gives the lease back and
-  uses up no attempt.
+  uses up no attempt. Some room always stays free for endpoints that have none yet, however many others are slow.
 * One outcome is judged once for the breaker and once for the delivery, by the same table (`lifecycle`), and recorded in
   one fenced transaction. An outcome that cannot be recorded stops the claiming until it can: nothing is sent blindly.
 * An attempt starts only under a lease that outlives it.
 * It sleeps until the next delivery is due or somebody wakes it; the one thing it looks for unasked, now and then, is
   what other processes have written.
-* Stopped, it claims no more, lets what is in flight end within the grace period, and gives the rest back.
+* Stopped, it claims no more and begins no more, lets what is in flight end within the grace period, and gives the
+  rest back.
+* Now and then it deletes what is older than it is to be kept.
 
 It knows the store and the sender, which do not know each other.
 """
@@ -18,7 +20,9 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import random as random_module
+import traceback
 from typing import TYPE_CHECKING
 
 import anyio
@@ -27,7 +31,7 @@ import attrs
 from resilience import AsyncGuardedDeque, CircuitState, RejectedError
 from resilience.parking import Waiter, async_waiter
 from webhook_adapter import lifecycle
-from webhook_adapter.guards import EndpointGuards, Guards
+from webhook_adapter.guards import EndpointGuards, Guards, fair_room
 from webhook_adapter.model import AttemptOutcome, FailureKind
 from webhook_adapter.store import Claim, Release, Store, StoreClosedError, StoreUnavailableError
 
@@ -51,6 +55,10 @@ _LOOK_AROUND = 1.0
 _BATCH = 200
 # How long the leases of what a stop has interrupted may take to be given back, in seconds.
 _RELEASE_WITHIN = 2.0
+# How long to wait at least for a limiter or a breaker, in seconds: one pass for many tokens, not one for each.
+_SOON = 0.01
+# How often messages that are older than they are to be kept are looked for, in seconds.
+_PRUNE_EVERY = 60.0
 
 
 class AnchoredWall:
@@ -91,8 +99,23 @@ class DispatcherStatistics:
     store_trouble: bool
 
 
+@attrs.frozen
+class _Room:
+    """How much the endpoints that are not at rest have room for.
+
+    Attributes:
+        capacities: by endpoint id; the others have as much as anyone at rest.
+        opens_in: in how many seconds the first guard of those that have none may let something through.
+        limited: how many have none for want of a token.
+    """
+
+    capacities: dict[str, int]
+    opens_in: float
+    limited: int
+
+
 class _NotNowError(RejectedError):
-    """The attempt was not begun: its lease would not outlive it, or the endpoint has asked to be left alone."""
+    """The attempt was not begun: we stop, its lease would not outlive it, or the endpoint asked to be left alone."""
 
     def __init__(self, after: float) -> None:
         super().__init__("the dispatcher", after)
@@ -136,11 +159,13 @@ class Dispatcher:
         self._done: anyio.Event | None = None
         self._work: AsyncGuardedDeque[tuple[Claim, EndpointGuards]] = AsyncGuardedDeque(name="deliveries")
         self._free_workers = 0
-        self._leased = 0
+        # How many are leased, but for those that wait for their endpoint's turn: what is or may be in flight.
+        self._sending = 0
         self._active = 0
         self._unrecorded = 0
-        self._idle: list[anyio.Event] = []
+        self._idle: list[Waiter] = []
         self._next_recovery = 0.0
+        self._next_pruning = 0.0
         self._attempts = self._succeeded = self._failed = self._rejected = self._stale = self._limited = 0
         self._transitions: collections.Counter[tuple[str, str]] = collections.Counter()
 
@@ -159,15 +184,21 @@ class Dispatcher:
         self.wake()
 
     async def wait_until_idle(self) -> None:
-        """Wait until no delivery is pending or in flight, but those held for disabled and paused endpoints."""
-        idle = anyio.Event()
-        self._idle.append(idle)
+        """Wait until no delivery is pending or in flight, but those held for disabled and paused endpoints.
+
+        Raises:
+            RuntimeError: it stops before.
+        """
+        waiter = async_waiter()
+        self._idle.append(waiter)
         self.wake()
         try:
-            await idle.wait()
+            while not waiter.granted and not self._stopping:
+                await waiter.wait(self._clock, None)
         finally:
-            if idle in self._idle:
-                self._idle.remove(idle)
+            self._idle.remove(waiter)
+        if not waiter.granted:
+            raise RuntimeError("the service is ending, and not everything has been delivered")
 
     @property
     def healthy(self) -> bool:
@@ -197,6 +228,7 @@ class Dispatcher:
             async with anyio.create_task_group() as tasks:
                 while not self._stopping:
                     self._woken = False
+                    # Who asks while a pass is under way may have accepted something that it has not seen.
                     idle = list(self._idle)
                     try:
                         pause = await self._pass(tasks, idle)
@@ -211,8 +243,11 @@ class Dispatcher:
             logger.warning("the store was closed under the dispatcher")
         finally:
             self._sleeper = None
+            self._stopping = True
+            for waiter in list(self._idle):
+                waiter.wake()
 
-    async def _pass(self, tasks: TaskGroup, idle: list[anyio.Event]) -> float:
+    async def _pass(self, tasks: TaskGroup, idle: list[Waiter]) -> float:
         """Claim what there is room for and start on it; return for how many seconds there is nothing more to do."""
         now = self._wall()
         if now >= self._next_recovery:
@@ -221,22 +256,26 @@ class Dispatcher:
         if self._unrecorded:
             # The database does not take outcomes: whoever waits to record one wakes us when it has.
             return _LOOK_AROUND
-        room = self._settings.max_concurrent * 2 - self._leased
-        if room <= 0:
+        if now >= self._next_pruning:
+            await self._prune(now)
+        free = self._settings.max_concurrent - self._sending
+        if free <= 0:
             return _LOOK_AROUND
-        capacities, limited_for = self._capacities(now)
-        limit = min(room, _BATCH)
+        room = self._room(now, free)
+        self._limited += room.limited
+        # Not all that is free at once: as much as one endpoint may have depends on what is left when others have some.
+        limit = min(free - free // 4, _BATCH)
         claims = await self._store.claim(
             now=now,
             limit=limit,
             lease_for=self._settings.lease_for,
-            endpoint_limit=self._settings.endpoint_max_concurrent * 2,
-            capacities=capacities,
+            endpoint_limit=fair_room(0, self._settings.endpoint_max_concurrent, free),
+            capacities=room.capacities,
         )
         for claim in claims:
             guards = self.guards.of(claim.endpoint)
+            self._sending += guards.leased < guards.bulkhead.max_concurrent
             guards.leased += 1
-            self._leased += 1
             self._active += 1
             if self._free_workers:
                 self._free_workers -= 1
@@ -245,34 +284,52 @@ class Dispatcher:
                 tasks.start_soon(self._work_on, claim, guards)
         if len(claims) == limit:
             # There may be more; if there is no room for it, what ends wakes us.
-            return 0.0 if limit < room else _LOOK_AROUND
-        return await self._pause(limited_for, idle)
+            return 0.0
+        return await self._pause(idle)
 
-    async def _pause(self, limited_for: float, idle: list[anyio.Event]) -> float:
+    async def _pause(self, idle: list[Waiter]) -> float:
         """Return how long there will be nothing to claim; tell those who wait for that if all is done."""
-        full = [endpoint_id for endpoint_id, capacity in self._capacities(self._wall())[0].items() if capacity == 0]
+        room = self._room(self._wall(), self._settings.max_concurrent - self._sending)
+        full = [endpoint_id for endpoint_id, capacity in room.capacities.items() if capacity == 0]
         due_at = await self._store.next_due_at(exclude=full)
-        if due_at is None and not self._active and not full:
-            for event in idle:
-                event.set()
-        pause = min(_LOOK_AROUND, limited_for)
         if due_at is None:
-            return pause
+            if idle and not self._active:
+                await self._tell_if_idle(idle, full)
+            return min(_LOOK_AROUND, room.opens_in)
         left = due_at - self._wall()
         # Due, and yet not claimed: behind what is in flight, which wakes us, or written a moment ago.
-        return min(pause, left) if left > 0 else min(pause, 0.02)
+        return min(_LOOK_AROUND, room.opens_in, left if left > 0 else 2 * _SOON)
 
-    def _capacities(self, now: float) -> tuple[dict[str, int], float]:
-        """Return how much each endpoint in use has room for, and when the first limiter lets something through."""
+    async def _tell_if_idle(self, idle: list[Waiter], full: list[str]) -> None:
+        """Wake those who wait for it if nothing is pending behind a guard, and no other process has anything."""
+        if full and await self._store.next_due_at() is not None:
+            return
+        if (await self._store.statistics()).leased:
+            return
+        for waiter in idle:
+            waiter.granted = True
+            waiter.wake()
+
+    def _room(self, now: float, free: int) -> _Room:
+        """Return how much each endpoint that is not at rest has room for."""
         capacities: dict[str, int] = {}
-        limited_for = _LOOK_AROUND
-        for endpoint_id, guards in self.guards.all().items():
-            capacity = guards.capacity(now)
+        opens_in = math.inf
+        limited = 0
+        for endpoint_id, guards in self.guards.restless(now):
+            capacity = guards.capacity(now, free=free)
             capacities[endpoint_id] = capacity
-            if capacity == 0 and guards.limiter is not None and guards.leased == 0:
-                self._limited += 1
-                limited_for = min(limited_for, guards.ready_in())
-        return capacities, limited_for
+            if capacity:
+                continue
+            limited += guards.spent
+            ready_in = guards.ready_in(now, behind=guards.waiting)
+            if ready_in > 0:
+                opens_in = min(opens_in, max(ready_in, _SOON))
+        return _Room(capacities, opens_in, limited)
+
+    async def _prune(self, now: float) -> None:
+        """Delete some of what is older than it is to be kept; what is left comes with the next pass."""
+        if not await self._store.prune(before=now - self._settings.retention_for):
+            self._next_pruning = now + _PRUNE_EVERY
 
     async def _drain(self, tasks: TaskGroup) -> None:
         """Let what is in flight end; cancel it when the grace period is over."""
@@ -299,7 +356,7 @@ class Dispatcher:
     # -- one delivery -----------------------------------------------------------------------------------------------
 
     async def _deliver(self, claim: Claim, guards: EndpointGuards) -> None:
-        counted = True
+        known = False
         try:
             try:
                 outcome = await guards.policy.call(self._attempt, claim, guards)
@@ -308,23 +365,23 @@ class Dispatcher:
                 return
             except RejectedError as rejected:
                 self._rejected += 1
-                await self._give_back(claim, after=max(rejected.retry_after or 0.0, guards.ready_in()))
+                await self._give_back(claim, after=max(rejected.retry_after or 0.0, guards.ready_in(self._wall())))
                 return
-            except Exception as error:
-                logger.exception("the attempt itself failed; it counts as one")
+            except Exception as error:  # noqa: BLE001 - a transport may be anybody's; it is logged and costs an attempt
                 outcome = self._broken(error)
+            known = True
             self._settled(guards)
-            counted = False
             await self._record(claim, guards, outcome)
         except StoreClosedError:
             logger.warning("delivery %s ended after the store had been closed", claim.delivery.id)
         except BaseException:
-            # Given back at once rather than when the lease ends; only this is shielded, and briefly.
-            with anyio.move_on_after(_RELEASE_WITHIN, shield=True):
-                await self._give_back(claim, after=0.0)
+            if not known:
+                # Given back at once rather than when the lease ends; only this is shielded, and briefly.
+                with anyio.move_on_after(_RELEASE_WITHIN, shield=True):
+                    await self._give_back(claim, after=0.0)
             raise
         finally:
-            if counted:
+            if not known:
                 self._settled(guards)
             self._active -= 1
             if not self._active:
@@ -334,22 +391,32 @@ class Dispatcher:
 
     async def _attempt(self, claim: Claim, guards: EndpointGuards) -> AttemptOutcome:
         now = self._wall()
+        if self._stopping:
+            raise _NotNowError(0.0)
         if now < guards.held_until:
             raise _NotNowError(guards.held_until - now)
         lease_until = claim.delivery.lease_until
         if lease_until is None or lease_until - now < self._lease_margin:
             raise _NotNowError(0.0)
         self._attempts += 1
-        return await self._sender.send(claim.endpoint, claim.message)
+        guards.begun += 1
+        try:
+            return await self._sender.send(claim.endpoint, claim.message)
+        finally:
+            guards.begun -= 1
 
     def _settled(self, guards: EndpointGuards) -> None:
         """Note that an attempt no longer takes room, and look for more work when half the room is free."""
         guards.leased -= 1
-        self._leased -= 1
-        if guards.leased in {0, guards.bulkhead.max_concurrent} or self._leased == self._settings.max_concurrent:
+        most, most_of_all = guards.bulkhead.max_concurrent, self._settings.max_concurrent
+        self._sending -= guards.leased < most
+        if guards.leased in {0, most} or self._sending in {most_of_all - 1, most_of_all // 2}:
             self.wake()
 
     def _broken(self, error: Exception) -> AttemptOutcome:
+        # Without the error's own words: whoever wrote the transport may have put a header or a URL into them.
+        trace = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("the attempt itself failed with %s, and counts as one:\n%s", type(error).__name__, trace)
         return AttemptOutcome(
             started_at=self._wall(),
             duration=0.0,

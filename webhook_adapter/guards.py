@@ -1,5 +1,11 @@
 """The guards of each endpoint: a breaker, a limiter where one is configured, and a bulkhead, as one Policy.
 
+Theory of operation. What may be in flight in all is shared by a dynamic threshold: an endpoint may have up to
+`_SHARE` times what is still free. Alone it gets nearly everything; beside k others that hold what they got (receivers
+that hang, say) each has the same, and a (1 + k * _SHARE)th stays free for whoever comes next. Nothing has to be known
+of who is slow, and what a busy endpoint may have grows again by itself when others end. Source: Choudhury and Hahne,
+"Dynamic queue length thresholds for shared-memory packet switches", 1998.
+
 Rules of this module: what the guards would refuse is not claimed in the first place; `capacity` says how much may be.
 The guards of an endpoint live as long as the process, whatever becomes of its configuration, so that neither a
 circuit's state nor a spent rate is forgotten by an update. It knows no store and sends nothing.
@@ -24,10 +30,11 @@ if TYPE_CHECKING:
     from webhook_adapter.model import Endpoint
     from webhook_adapter.settings import Settings
 
-__all__ = ["EndpointGuards", "Guards"]
+__all__ = ["EndpointGuards", "Guards", "fair_room"]
 
 # How much more is leased than may be sent at once, so that the next delivery is there when a permit comes back.
 _AHEAD = 2
+_SHARE = 2
 
 
 @attrs.define(eq=False)
@@ -40,31 +47,79 @@ class EndpointGuards:
     policy: Policy
     leased: int = 0
     """Deliveries of this endpoint that this process has claimed and not settled."""
+    begun: int = 0
+    """Of these, how many have passed the guards and are being sent."""
     held_until: float = 0.0
     """Unix seconds before which the endpoint wants nothing: it said 429, and when to come back."""
 
-    def capacity(self, now: float) -> int:
-        """Return how many deliveries it makes sense to claim at `now`, in Unix seconds."""
+    def capacity(self, now: float, *, free: int) -> int:
+        """Return how many deliveries it makes sense to claim.
+
+        Args:
+            now: Unix seconds.
+            free: how many more may be sent at once, to all endpoints.
+        """
         if now < self.held_until:
             return 0
         state = self.breaker.state
         if state is CircuitState.CLOSED:
-            room = self.bulkhead.max_concurrent * _AHEAD - self.leased
+            room = fair_room(self.leased, self.bulkhead.max_concurrent, free)
         elif state is CircuitState.HALF_OPEN:
             # Probes one by one: what is leased beside a probe would only be refused.
-            room = 1 - self.leased
+            room = min(free, 1 - self.leased)
         else:
             return 0
         if self.limiter is not None:
-            room = min(room, int(self.limiter.available) - self.leased)
+            # What has begun has had its token.
+            room = min(room, int(self.limiter.available) - self.waiting)
         return max(0, room)
 
-    def ready_in(self) -> float:
-        """Return in how many seconds the breaker or the limiter may let something through; 0 if they do now."""
-        ready = self.breaker.retry_after()
+    @property
+    def waiting(self) -> int:
+        """How many of the leased have not passed the guards yet."""
+        return self.leased - self.begun
+
+    @property
+    def spent(self) -> bool:
+        """Whether the limiter has no token that is not meant for something leased."""
+        return self.limiter is not None and int(self.limiter.available) <= self.waiting
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nothing is to be known of this endpoint but that it has all the room that anyone gets."""
+        return (
+            not self.leased
+            and self.limiter is None
+            and not self.held_until
+            and self.breaker.state is CircuitState.CLOSED
+        )
+
+    def ready_in(self, now: float, *, behind: int = 0) -> float:
+        """Return in how many seconds nothing but a want of room refuses a delivery; 0 if nothing does now.
+
+        Args:
+            now: Unix seconds.
+            behind: how many others will have taken a token before.
+        """
+        ready = max(self.breaker.retry_after(), self.held_until - now)
         if self.limiter is not None:
-            ready = max(ready, self.limiter.retry_after())
-        return ready
+            ready = max(ready, self.limiter.retry_after(min(self.limiter.capacity, behind + 1)))
+        return max(0.0, ready)
+
+
+def fair_room(leased: int, most: int, free: int) -> int:
+    """Return how many more deliveries an endpoint may have claimed for it.
+
+    Args:
+        leased: how many it has.
+        most: how many may be sent to it at once; when it may have as many, some more are claimed ahead.
+        free: how many more may be sent at once, to all endpoints.
+    """
+    if leased < most:
+        threshold = max((_SHARE * free - leased) // (1 + _SHARE), int(not leased and free > 0))
+        if leased + threshold < most:
+            return max(0, threshold)
+    return most * _AHEAD - leased
 
 
 class Guards:
@@ -88,6 +143,7 @@ class Guards:
         self._on_transition = on_transition
         self._lock = threading.Lock()
         self._by_endpoint: dict[str, EndpointGuards] = {}
+        self._restless: dict[str, EndpointGuards] = {}
 
     def of(self, endpoint: Endpoint) -> EndpointGuards:
         """Return the guards of an endpoint, brought up to its present configuration."""
@@ -95,22 +151,37 @@ class Guards:
         if guards is None:
             with self._lock:
                 guards = self._by_endpoint.setdefault(endpoint.id, self._make(endpoint))
+        self._restless[endpoint.id] = guards
         rate = None if guards.limiter is None else guards.limiter.rate
         if rate != endpoint.rate_limit:
             self._change_rate(guards, endpoint)
         return guards
 
-    def known(self, endpoint_id: str) -> EndpointGuards | None:
-        """Return the guards of an endpoint, if it has been used."""
-        return self._by_endpoint.get(endpoint_id)
+    def restless(self, now: float) -> list[tuple[str, EndpointGuards]]:
+        """Return the guards, by endpoint id, of those that may not have as much room as one that was never used.
 
-    def all(self) -> dict[str, EndpointGuards]:
-        """Return the guards of every endpoint that has been used, by its id."""
-        return dict(self._by_endpoint)
+        It costs what is in use, however many endpoints there are.
+        """
+        found: list[tuple[str, EndpointGuards]] = []
+        for endpoint_id, guards in list(self._restless.items()):
+            if now >= guards.held_until:
+                guards.held_until = 0.0
+            if guards.at_rest:
+                self._restless.pop(endpoint_id, None)
+            else:
+                found.append((endpoint_id, guards))
+        return found
+
+    def lift_hold(self, endpoint_id: str) -> None:
+        """Forget that an endpoint has asked to be left alone for a while."""
+        guards = self._by_endpoint.get(endpoint_id)
+        if guards is not None:
+            guards.held_until = 0.0
 
     def forget(self, endpoint_id: str) -> None:
         """Drop the guards of an endpoint that was deleted."""
         self._by_endpoint.pop(endpoint_id, None)
+        self._restless.pop(endpoint_id, None)
 
     def _make(self, endpoint: Endpoint) -> EndpointGuards:
         settings = self._settings

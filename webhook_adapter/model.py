@@ -35,6 +35,8 @@ __all__ = [
     "JsonValue",
     "Message",
     "SigningSecret",
+    "as_channels",
+    "as_metadata",
     "check_event_pattern",
     "check_event_type",
     "check_header",
@@ -241,7 +243,8 @@ def _flag(_owner: object, attribute: attrs.Attribute[bool], value: bool) -> None
         raise ValueError(f"{attribute.name} must be True or False, not {_short(value)}")
 
 
-def _frozen_metadata(value: Mapping[str, str]) -> Mapping[str, str]:
+def as_metadata(value: Mapping[str, str]) -> Mapping[str, str]:
+    """Return metadata as a mapping that cannot change, or raise ValueError: it maps text to text."""
     if not value:
         return _NO_METADATA
     if not isinstance(value, Mapping) or not all(
@@ -261,7 +264,8 @@ def _texts(value: object, name: str) -> tuple[str, ...]:
     return texts
 
 
-def _channels(value: object) -> tuple[str, ...]:
+def as_channels(value: object) -> tuple[str, ...]:
+    """Return channels as a tuple, or raise ValueError: a collection of texts, and no single text."""
     return _texts(value, "channels")
 
 
@@ -347,10 +351,8 @@ class Endpoint:
     ordered: bool = attrs.field(default=False, kw_only=True, validator=_flag)
     rate_limit: float | None = attrs.field(default=None, kw_only=True)
     owner: str = attrs.field(default="", kw_only=True, validator=_text)
-    metadata: Mapping[str, str] = attrs.field(
-        default=_NO_METADATA, kw_only=True, converter=_frozen_metadata, hash=False
-    )
-    channels: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_channels)
+    metadata: Mapping[str, str] = attrs.field(default=_NO_METADATA, kw_only=True, converter=as_metadata, hash=False)
+    channels: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=as_channels)
     blocked_until: float = attrs.field(default=0.0, kw_only=True, validator=_instant)
     created_at: float = attrs.field(kw_only=True, validator=_instant)
     updated_at: float = attrs.field(kw_only=True, validator=_instant)

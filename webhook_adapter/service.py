@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -111,7 +112,7 @@ class WebhookService:
             raise ValueError("redis must be None in this version: guards are shared within one process")
         self._data_dir = None if data_dir is None else Path(data_dir)
         self._database = database
-        self.settings = Settings.load() if settings is None else settings
+        self.settings = Settings.load(environment=os.environ) if settings is None else settings
         self._clock: Clock = SystemClock() if clock is None else clock
         self._policy = EgressPolicy(allow=self.settings.egress_allow, deny=self.settings.egress_deny)
         self._given_transport = transport
@@ -230,7 +231,7 @@ class WebhookService:
             IdempotencyConflictError: the key stands for other data.
             StoreUnavailableError: the database takes nothing just now; nothing was accepted.
         """
-        if not 0 <= delay < math.inf or (delay and deliver_at is not None):
+        if not _is_number(delay) or delay < 0 or (delay and deliver_at is not None):
             raise ValueError(
                 f"delay must be a finite number of seconds of at least 0, without deliver_at, not {delay!r}"
             )
@@ -302,6 +303,10 @@ class WebhookService:
         only_to: str | None = None,
     ) -> tuple[NewMessage, float]:
         now = self._now()
+        if expires_at is None:
+            # What deliver_at may be is checked with the rest; what it may not be is no instant to count from.
+            begins_at = max(now, deliver_at) if deliver_at is not None and _is_number(deliver_at) else now
+            expires_at = begins_at + self.settings.expire_after
         new = NewMessage.of(
             event_type,
             data,
@@ -309,9 +314,9 @@ class WebhookService:
             idempotency_key=idempotency_key,
             ordering_key=ordering_key,
             deliver_at=deliver_at,
-            expires_at=max(now, deliver_at or now) + self.settings.expire_after if expires_at is None else expires_at,
+            expires_at=expires_at,
             owner=owner,
-            channels=tuple(channels),
+            channels=channels,
             metadata=metadata,
             only_to=only_to,
         )
@@ -351,7 +356,11 @@ class WebhookService:
         Args:
             endpoint_id: only this endpoint's; by default all.
             since: only those that died at or after this Unix time.
+
+        Raises:
+            ValueError: `since` is no instant.
         """
+        _check_instant("since", since)
         now = self._now()
         count = await self._store.retry_dead(
             now=now, expires_at=now + self.settings.expire_after, endpoint_id=endpoint_id, since=since
@@ -365,9 +374,10 @@ class WebhookService:
         Returns how many deliveries that are. Exactly one of the two arguments is given.
 
         Raises:
-            ValueError: both or none are given.
+            ValueError: both or none are given, or `since` is no instant.
             UnknownIdError: there is no such message.
         """
+        _check_instant("since", since)
         now = self._now()
         count = await self._store.replay(
             now=now, expires_at=now + self.settings.expire_after, message_id=message_id, since=since
@@ -466,9 +476,13 @@ class WebhookService:
 
     async def enable_endpoint(self, endpoint_id: str) -> Endpoint:
         """Enable an endpoint: what was held for it is delivered. A checkpoint; UnknownIdError if there is none."""
-        return await self._change(
+        enabled = await self._change(
             endpoint_id, lambda endpoint: attrs.evolve(endpoint, enabled=True, disabled_reason=None, blocked_until=0.0)
         )
+        if self._dispatcher is not None:
+            self._dispatcher.guards.lift_hold(endpoint_id)
+            self._wake()
+        return enabled
 
     async def disable_endpoint(self, endpoint_id: str, *, reason: str = "disabled by hand") -> Endpoint:
         """Disable an endpoint: what is pending for it is held until it is enabled, or expires. A checkpoint."""
@@ -587,7 +601,7 @@ class WebhookService:
         only ends the waiting.
 
         Raises:
-            RuntimeError: this service does not dispatch.
+            RuntimeError: this service does not dispatch, or ends before.
         """
         dispatcher = self._dispatcher
         if dispatcher is None or not self._dispatches:
@@ -597,8 +611,10 @@ class WebhookService:
     async def prune(self, *, before: float | None = None) -> int:
         """Delete messages accepted before this Unix time (by default `retention_for` ago), but none on its way.
 
+        A service that dispatches does it by itself for what is older than `retention_for`; this is for more than that.
         Returns how many were deleted. A checkpoint; cancelled, it keeps what it has deleted so far deleted.
         """
+        _check_instant("before", before)
         horizon = self._now() - self.settings.retention_for if before is None else before
         total = 0
         while count := await self._store.prune(before=horizon):
@@ -619,6 +635,15 @@ class WebhookService:
 async def _close(store: Store) -> None:
     with anyio.CancelScope(shield=True):
         await anyio.to_thread.run_sync(store.close)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_instant(name: str, value: float | None) -> None:
+    if value is not None and not _is_number(value):
+        raise ValueError(f"{name} must be Unix time in seconds, not {value!r:.80}")
 
 
 def _scheme(database: object) -> str:

@@ -36,6 +36,7 @@ _NO_ORIGINS: Mapping[str, Origin] = MappingProxyType({})
 _SCHEDULE = (0.0, 5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
 _MAX_ATTEMPTS = 1000
 _MIN_SECRET_KEY = 16
+_SPARE_LEASE = 1.0
 _PARSE: Final = "parse"
 
 
@@ -154,17 +155,18 @@ class Settings:
         egress_allow: networks that may be connected to although they are private or otherwise refused.
         egress_deny: networks that may not be connected to, whatever else is said.
         allow_http: whether endpoints may have plain http URLs; they lead only into `egress_allow`.
-        max_concurrent: attempts in flight at a time, in this process.
+        max_concurrent: attempts in flight at a time, in this process. No endpoint gets more than two thirds of them,
+            and with k slow ones none gets more than its share, so that there is always room for another.
         endpoint_max_concurrent: attempts in flight at a time, to one endpoint.
         breaker_failure_threshold: after how many failures in a row an endpoint is left alone.
         breaker_recovery_timeout: for how long, before it is tried again.
-        lease_for: how long a delivery is one process's; longer than any attempt takes.
+        lease_for: how long a delivery is one process's; longer than any attempt takes, by at least a second.
         drain_timeout: how long attempts in flight may go on when the service stops.
         max_payload_bytes: the largest body that is accepted.
         max_response_bytes: how much of a response is read and kept.
         secret_overlap_for: how long the old secret still signs after a rotation.
         expire_after: when a delivery that has not succeeded is given up.
-        retention_for: how long messages are kept; an idempotency key lives as long as its message.
+        retention_for: how long messages are kept once they have ended; an idempotency key lives as long as its message.
         secret_key: encrypts signing secrets at rest; a random text. Never shown.
         origins: where each value came from, if `load` made these settings.
     """
@@ -198,9 +200,11 @@ class Settings:
     origins: Mapping[str, Origin] = attrs.field(default=_NO_ORIGINS, converter=_frozen, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        if self.lease_for <= self.attempt_timeout:
+        # What is to spare is the time from the lease to the attempt. Next to nothing would let no attempt begin.
+        if self.lease_for < self.attempt_timeout + _SPARE_LEASE:
             raise ValueError(
-                f"lease_for must be more than attempt_timeout ({self.attempt_timeout!r}), not {self.lease_for!r}"
+                f"lease_for must be more than attempt_timeout ({self.attempt_timeout!r}) by at least"
+                f" {_SPARE_LEASE:g} s, not {self.lease_for!r}"
             )
 
     @classmethod

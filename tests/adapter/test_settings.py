@@ -172,5 +172,7 @@ def test_networks_come_in_a_list() -> None:
 
 def test_a_lease_outlives_an_attempt() -> None:
     """A lease that may end during an attempt would make duplicates by design."""
-    with pytest.raises(ValueError, match=r"lease_for must be more than attempt_timeout \(15.0\), not 15.0"):
-        Settings(lease_for=15.0)
+    with pytest.raises(
+        ValueError, match=r"lease_for must be more than attempt_timeout \(15.0\) by at least 1 s, not 15.5"
+    ):
+        Settings(lease_for=15.5)

@@ -13,10 +13,19 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from webhook_adapter.model import Delivery, Endpoint, JsonValue, Message, check_event_type, encode_body
+from webhook_adapter.model import (
+    Delivery,
+    Endpoint,
+    JsonValue,
+    Message,
+    as_channels,
+    as_metadata,
+    check_event_type,
+    encode_body,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 __all__ = ["Accepted", "Claim", "NewMessage", "Release", "StoreStatistics"]
 
@@ -43,14 +52,16 @@ class NewMessage:
     deliver_at: float | None = None
     expires_at: float | None = None
     owner: str = ""
-    channels: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = attrs.field(factory=dict, hash=False)
+    channels: tuple[str, ...] = attrs.field(default=(), converter=as_channels)
+    metadata: Mapping[str, str] = attrs.field(factory=dict, converter=as_metadata, hash=False)
     only_to: str | None = None
 
     def __attrs_post_init__(self) -> None:
         check_event_type(self.event_type)
         _check_key("idempotency_key", self.idempotency_key)
         _check_key("ordering_key", self.ordering_key)
+        if not isinstance(self.owner, str):
+            raise ValueError(f"owner must be text, not {self.owner!r:.80}")
         if (self.idempotency_key is not None) != bool(self.fingerprint):
             raise ValueError("fingerprint must be given with an idempotency_key, and only then")
         for name, at in (
@@ -73,7 +84,7 @@ class NewMessage:
         deliver_at: float | None = None,
         expires_at: float | None = None,
         owner: str = "",
-        channels: tuple[str, ...] = (),
+        channels: Collection[str] = (),
         metadata: Mapping[str, str] | None = None,
         only_to: str | None = None,
     ) -> NewMessage:
@@ -97,7 +108,7 @@ class NewMessage:
             expires_at=expires_at,
             owner=owner,
             channels=channels,
-            metadata={} if metadata is None else dict(metadata),
+            metadata={} if metadata is None else metadata,
             only_to=only_to,
         )
 
