@@ -10,6 +10,7 @@ from resilience.adaptive_limiter import AdaptiveLimiter, LimiterShare
 from resilience.bulkhead import Bulkhead
 from resilience.circuit_breaker import CircuitBreaker, CircuitState, Isolation
 from resilience.clock import CallbackClock, Clock, SystemClock
+from resilience.coalescing import Coalesced, Coalescer, Fate
 from resilience.errors import (
     BulkheadFullError,
     CircuitOpenError,
@@ -39,7 +40,7 @@ from resilience.policy import Policy
 from resilience.rate_limiter import RateLimiter, Reservation
 from resilience.retry import Attempt, Attempts, Retry
 from resilience.retry_budget import RetryBudget
-from resilience.storm_guard import StormGuard
+from resilience.storm_guard import Sample, StormGuard
 from resilience.timeout import Deadline, Timeout
 
 __all__ = [
@@ -56,6 +57,8 @@ __all__ = [
     "CircuitOpenError",
     "CircuitState",
     "Clock",
+    "Coalesced",
+    "Coalescer",
     "ConsecutiveFailures",
     "ConstantBackoff",
     "CountWindow",
@@ -63,6 +66,7 @@ __all__ = [
     "ExponentialBackoff",
     "FailureRate",
     "Fallback",
+    "Fate",
     "FibonacciBackoff",
     "Gradient2",
     "Guard",
@@ -83,6 +87,7 @@ __all__ = [
     "ResilienceError",
     "Retry",
     "RetryBudget",
+    "Sample",
     "ScheduleBackoff",
     "SlowCallRate",
     "Statistics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from resilience import NotUntil, Permit, RejectedError, StormError, StormGuard
+from resilience import NotUntil, Permit, RejectedError, Sample, StormError, StormGuard
 from resilience.events import StormEnded, StormStarted
 from resilience.machines.sliding_window import Change, SlidingWindow
 from resilience.telemetry import subscribe
@@ -19,7 +20,7 @@ from resilience.testing import ManualClock
 from tests.resilience.support import NOT_A_COUNT, NOT_NEGATIVE, NOT_POSITIVE, assert_caught, assert_refuses, brief
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
 every_loop = pytest.mark.anyio
 
@@ -29,12 +30,14 @@ def test_refuses_bad_windows_and_ratios(bad: object) -> None:
     """A window or ratio that is no positive number is a ValueError that names it."""
     assert_refuses("window_size", bad, StormGuard)
     assert_refuses("calm_ratio", bad, StormGuard)
+    assert_refuses("key_share", bad, StormGuard)
 
 
 @pytest.mark.parametrize("bad", NOT_A_COUNT, ids=brief)
 def test_refuses_bad_counts(bad: object) -> None:
-    """max_events is a whole number of at least 1."""
+    """max_events, and what a sampled event stands for, are whole numbers of at least 1."""
     assert_refuses("max_events", bad, StormGuard)
+    assert_refuses("one_in", bad, Sample)
 
 
 @pytest.mark.parametrize("bad", [*NOT_NEGATIVE, None], ids=brief)
@@ -49,19 +52,49 @@ def test_calm_is_at_most_everything() -> None:
     assert StormGuard(calm_ratio=1).calm_ratio == 1
 
 
+@every_loop
+@pytest.mark.parametrize("bad", [-1, 1.5, "x", math.inf, None], ids=brief)
+async def test_refuses_bad_priorities(bad: object) -> None:
+    """A priority is a whole number of at least 0, wherever it is asked for; the guard has counted nothing."""
+    guard = StormGuard(clock=ManualClock())
+    for ask in (guard.try_admit, guard.retry_after):
+        with pytest.raises(ValueError, match="priority must be a whole number of at least 0"):
+            ask(None, bad)  # type: ignore[arg-type]
+    assert guard.statistics().admitted == guard.statistics().rejected == 0
+
+
+@pytest.mark.parametrize("bad", [0.2, None, (0.5, -0.1), (math.nan,), ("x",), (0.5, 0.5), (0.95,)], ids=brief)
+def test_refuses_bad_reserves(bad: object) -> None:
+    """What is reserved are shares of the window that leave everybody an event at least."""
+    with pytest.raises(ValueError, match=r"^reserve must "):
+        StormGuard(max_events=10, reserve=bad)  # type: ignore[arg-type]
+    assert StormGuard(max_events=10, reserve=[0.9]).reserve == (0.9,)
+
+
+def test_refuses_a_surplus_that_it_does_not_know() -> None:
+    """The surplus is sampled or rejected; there is no third way here."""
+    assert_refuses("surplus", "drop", StormGuard)
+
+
 # Instants of a small world, so that windows' ends and equal instants are met often.
-moves = st.lists(st.tuples(st.sampled_from([0, 0, 0, 1, 2, 3, 10, 11, 25]), st.booleans()), max_size=40)
-shapes = st.tuples(st.integers(1, 12), st.integers(1, 4), st.integers(1, 4), st.sampled_from([0, 1, 5]))
+moves = st.lists(
+    st.tuples(st.sampled_from([0, 0, 0, 1, 2, 3, 10, 11, 25]), st.sampled_from(["nothing", "usual", "critical"])),
+    max_size=40,
+)
+shapes = st.tuples(
+    st.integers(1, 12), st.integers(1, 4), st.integers(1, 4), st.integers(1, 4), st.sampled_from([0, 1, 5])
+)
 
 
 def law_of_the_window(kind: type[SlidingWindow]) -> Callable[[], None]:
-    """SG1, SG3, SG6: the window admits, counts and storms as a plain list of instants says."""
+    """SG1, SG3, SG6: the window admits within either bound, counts and storms as a plain list of instants says."""
 
     @given(shapes, moves)
-    @example((1, 2, 2, 5), [(0, True), (1, True), (0, True), (2, True), (0, False)])
-    def law(shape: tuple[int, int, int, int], steps: list[tuple[int, bool]]) -> None:
-        width, limit, calm, hold = shape
-        calm = min(calm, limit)
+    @example((1, 2, 2, 2, 5), [(0, "usual"), (1, "usual"), (0, "usual"), (2, "usual"), (0, "nothing")])
+    def law(shape: tuple[int, int, int, int, int], steps: list[tuple[int, str]]) -> None:
+        width, limit, usual, calm, hold = shape
+        usual = min(usual, limit)
+        calm = min(calm, usual)
         window = kind(width, limit, calm, hold)
         log: list[int] = []
         storm, refused, calm_since, now = False, 0, 0, 100
@@ -89,12 +122,16 @@ def law_of_the_window(kind: type[SlidingWindow]) -> Callable[[], None]:
             assert window.count(now) == count(now)
             if storm:
                 assert window.over_at() == (calm_since if count(now) < calm else calm_at()) + hold
-            if not event:
+            if event == "nothing":
                 continue
-            ready = window.ready_at()
-            room = count(now) < limit
+            bound = usual if event == "usual" else limit
+            # Both ways of naming the whole window.
+            within = bound % limit if later else bound
+            ready = window.ready_at(within)
+            room = count(now) < bound
             assert room == (ready is None or ready <= now)
-            admitted = window.take(now)
+            assert room != window.full(now, within)
+            admitted = window.take(now, within)
             assert admitted == room
             if admitted:
                 log.append(now)
@@ -113,10 +150,10 @@ def law_of_the_window(kind: type[SlidingWindow]) -> Callable[[], None]:
 class _HalfOpen(SlidingWindow):
     """A mutant: an event exactly as old as the window no longer counts."""
 
-    def take(self, now_ns: int) -> bool:
+    def take(self, now_ns: int, within: int = 0) -> bool:
         self.window_ns -= 1
         try:
-            return super().take(now_ns)
+            return super().take(now_ns, within)
         finally:
             self.window_ns += 1
 
@@ -124,13 +161,20 @@ class _HalfOpen(SlidingWindow):
 class _Fixed(SlidingWindow):
     """A mutant: a fixed window, which admits twice as much around its edge."""
 
-    def take(self, now_ns: int) -> bool:
-        oldest = self._ring[self._next]
+    def take(self, now_ns: int, within: int = 0) -> bool:
+        oldest = self._ring[self._next - within]
         if oldest is not None and oldest // (self.window_ns + 1) == now_ns // (self.window_ns + 1):
             return False
         self._ring[self._next] = now_ns
         self._next = (self._next + 1) % self.limit
         return True
+
+
+class _Unreserved(SlidingWindow):
+    """A mutant: lets everybody use the whole window."""
+
+    def take(self, now_ns: int, within: int = 0) -> bool:  # noqa: ARG002
+        return super().take(now_ns)
 
 
 class _CountsRefusals(SlidingWindow):
@@ -178,7 +222,9 @@ def test_window_is_exact() -> None:
     law_of_the_window(SlidingWindow)()
 
 
-@pytest.mark.parametrize("mutant", [_HalfOpen, _Fixed, _CountsRefusals, _Hasty, _Restless, _Impatient, _NeverCalm])
+@pytest.mark.parametrize(
+    "mutant", [_HalfOpen, _Fixed, _Unreserved, _CountsRefusals, _Hasty, _Restless, _Impatient, _NeverCalm]
+)
 def test_law_of_the_window_catches_mutants(mutant: type[SlidingWindow]) -> None:
     """Open ends, fixed windows, counted refusals and storms that begin or end at the wrong time are seen."""
     assert_caught(law_of_the_window(mutant))
@@ -215,14 +261,14 @@ def law_of_the_guard(make: Callable[[ManualClock], StormGuard]) -> Callable[[], 
 class _Trusting(StormGuard):
     """A mutant: believes a clock that steps back, and waits until it has caught up."""
 
-    def _decide(self, clock_ns: int | None, *, count_refusal: bool) -> Permit | NotUntil:  # noqa: ARG002
+    def _decide(self, clock_ns: int | None, key: Hashable, bound: int, *, count_refusal: bool) -> Permit | NotUntil:  # noqa: ARG002
         self._line.offset_ns = 0
         late_ns = max(self.clock.monotonic_ns(), self._line.last_ns)
-        return super()._decide(late_ns, count_refusal=count_refusal)
+        return super()._decide(late_ns, key, bound, count_refusal=count_refusal)
 
-    def retry_after(self) -> float:
+    def retry_after(self, key: Hashable = None, priority: int = 0) -> float:
         self._line.offset_ns = 0
-        return super().retry_after()
+        return super().retry_after(key, priority)
 
 
 def test_guard_is_exact_on_its_own_line_of_time() -> None:
