@@ -18,6 +18,7 @@ from resilience import (
     Bulkhead,
     CircuitBreaker,
     CircuitOpenError,
+    Coalescer,
     Layer,
     Policy,
     RateLimiter,
@@ -129,6 +130,28 @@ def storm_refused() -> Loop:
     return repeated(guard.should_process_event)
 
 
+def storm_keyed() -> Loop:
+    """Ask on behalf of a key, with room in the window and in its share; the key is another one every time."""
+    guard = StormGuard(window_size=1e-6, max_events=100_000, key_share=0.1)
+
+    async def loop(calls: int) -> None:
+        for key in range(calls):
+            await guard.should_process_event(key)
+
+    return loop
+
+
+def storm_merged() -> Loop:
+    """Submit an event whose key is held already."""
+    events: Coalescer[str, int] = Coalescer(StormGuard(window_size=AN_HOUR, max_events=1))
+
+    async def loop(calls: int) -> None:
+        for number in range(calls):
+            events.submit(number, "key")
+
+    return loop
+
+
 def bulkhead_free() -> Loop:
     """Call through a bulkhead with a permit to spare."""
     return _calls(Bulkhead(PLENTY))
@@ -169,6 +192,8 @@ SUBJECTS = (
     Subject("CircuitBreaker.call, open", breaker_open),
     Subject("StormGuard.should_process_event, admitted", storm_admitted, target=7),
     Subject("StormGuard.should_process_event, refused", storm_refused),
+    Subject("StormGuard.should_process_event of a key, admitted", storm_keyed),
+    Subject("Coalescer.submit, merged", storm_merged),
     Subject("Bulkhead.call", bulkhead_free),
     Subject("AsyncGuardedDeque.append + popleft", append_and_popleft),
     Subject("Retry.call, first attempt", retry_unneeded),
