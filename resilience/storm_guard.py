@@ -131,8 +131,8 @@ class StormGuard(Guard):
         positive("window_size", window_size)
         positive_int("max_events", max_events)
         non_negative("hold_for", hold_for)
-        _share("calm_ratio", calm_ratio)
-        _share("key_share", key_share)
+        _check_share("calm_ratio", calm_ratio)
+        _check_share("key_share", key_share)
         self.reserve, bounds = _reserved(max_events, reserve)
         if surplus is not None and not isinstance(surplus, Sample):
             msg = f"surplus must be a Sample or None, not {surplus!r}"
@@ -328,11 +328,10 @@ class StormGuard(Guard):
                 self._events.put(*calls)
 
 
-def _share(name: str, value: float) -> float:
+def _check_share(name: str, value: float) -> None:
     if positive(name, value) > 1:
         msg = f"{name} must be above 0 and at most 1, not {value!r}"
         raise ValueError(msg)
-    return value
 
 
 def _reserved(max_events: int, reserve: Iterable[float]) -> tuple[tuple[float, ...], tuple[int, ...]]:
