@@ -207,6 +207,14 @@ class CircuitBreaker(Guard):
             in_use=self._machine.probes,
         )
 
+    def settings(self) -> dict[str, object]:
+        """Return what opens the circuit, and for how many seconds."""
+        conditions = self._machine.conditions
+        first = conditions[0]
+        trip = first.n if len(conditions) == 1 and isinstance(first, ConsecutiveFailures) else None
+        opens_on = {"trip": conditions} if trip is None else {"failure_threshold": trip}
+        return {**opens_on, "recovery_timeout": seconds(self._machine.recovery_ns)}
+
     # -- by hand ----------------------------------------------------------------------------------------------------
 
     def try_admit(self) -> Permit | None:

@@ -31,6 +31,7 @@ class LayerKind(enum.Enum):
     ADAPTIVE_LIMITER = "adaptive limiter"
     RETRY = "retry"
     TIMEOUT = "timeout"
+    DEADLINE = "deadline"
     FALLBACK = "fallback"
     HEDGE = "hedge"
     POLICY = "policy"

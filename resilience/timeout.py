@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -89,6 +90,11 @@ class Timeout(Strategy):
 
         return run
 
+    def wrap_manager(self, call_next: StreamRunner) -> StreamRunner:
+        """Return a manager that ends in time, its block included; `first_item` has no say."""
+        limit_ns = nanoseconds(self.seconds)
+        return _manager_in_time(call_next, self.seconds, self.clock, lambda: limit_ns)
+
 
 class Deadline(Strategy):
     """One end for whatever is run under it: calls, streams and blocks, one after the other or at once.
@@ -115,7 +121,7 @@ class Deadline(Strategy):
 
     __slots__ = ("_end_ns", "_line", "_lock", "clock", "name", "seconds")
 
-    kind = LayerKind.TIMEOUT
+    kind = LayerKind.DEADLINE
 
     def __init__(self, seconds: float, *, name: str = "", clock: Clock | None = None) -> None:
         positive("seconds", seconds)
@@ -151,6 +157,10 @@ class Deadline(Strategy):
             return _in_time(call_next(func, args, kwargs), self.clock, left)
 
         return run
+
+    def wrap_manager(self, call_next: StreamRunner) -> StreamRunner:
+        """Return a manager that ends in time, its block included."""
+        return _manager_in_time(call_next, self.seconds, self.clock, self._left_or_raise)
 
     async def __aenter__(self) -> Self:
         """Begin a block that ends in time. Not a checkpoint."""
@@ -189,6 +199,18 @@ class _Entered(NamedTuple):
 
 
 _ENTERED: ContextVar[_Entered | None] = ContextVar("resilience_deadlines_entered", default=None)
+
+
+def _manager_in_time(call_next: StreamRunner, limit: float, clock: Clock, left_ns: Callable[[], int]) -> StreamRunner:
+    manager = asynccontextmanager(call_next)
+
+    async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
+        # The scope is left where it was entered: a manager's block runs in the task that enters it, and leaves it.
+        with ending(limit, left_ns(), clock):
+            async with manager(func, args, kwargs) as value:
+                yield value
+
+    return run
 
 
 async def _in_time(

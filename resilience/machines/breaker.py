@@ -67,20 +67,20 @@ class Breaker:
 
     __slots__ = (
         "_beneath",
-        "_conditions",
         "_isolations",
         "_next_probe",
         "_openings",
-        "_opens_for_ns",
         "_previous_ns",
         "_probes",
         "_reopen_at",
         "_successes",
         "backoff",
         "changes",
+        "conditions",
         "generation",
         "probe_for_ns",
         "probe_limit",
+        "recovery_ns",
         "state",
         "success_threshold",
         "tripwire",
@@ -96,8 +96,8 @@ class Breaker:
         probe_for_ns: int,
         backoff: Backoff | None = None,
     ) -> None:
-        self._conditions = conditions
-        self._opens_for_ns = recovery_ns
+        self.conditions = conditions
+        self.recovery_ns = recovery_ns
         self.backoff = backoff
         self.probe_limit = probe_limit
         self.success_threshold = success_threshold
@@ -119,7 +119,7 @@ class Breaker:
         self._beneath = CircuitState.CLOSED
 
     def _fresh_tripwire(self) -> Tripwire:
-        return self._conditions[0].start() if len(self._conditions) == 1 else Tripwires(self._conditions)
+        return self.conditions[0].start() if len(self.conditions) == 1 else Tripwires(self.conditions)
 
     def tick(self, now_ns: int, u: float = 0.0) -> None:
         """Make the changes that are due by now, each at its own instant."""
@@ -215,7 +215,7 @@ class Breaker:
 
     def _open(self, now_ns: int, u: float) -> None:
         self._openings += 1
-        open_for_ns = self._opens_for_ns
+        open_for_ns = self.recovery_ns
         if self.backoff is not None and self._openings > 1:
             open_for_ns = max(open_for_ns, self.backoff.delay_ns(self._openings - 1, u, self._previous_ns))
         self._previous_ns = open_for_ns
