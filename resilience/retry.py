@@ -119,6 +119,10 @@ class Retry(Strategy):
         self.clock: Clock = SystemClock() if clock is None else clock
         self.random = random_module.Random() if random is None else random
 
+    def settings(self) -> dict[str, object]:
+        """Return the attempts in all, and what else differs from the defaults."""
+        return {"attempts": self.max_attempts, **super().settings()}
+
     def attempts(self) -> Attempts:
         """Return the attempts at a block, by the same rules as those at a call. Not a checkpoint; the delays are.
 
