@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from contextvars import Token
 
-__all__ = ["Alarm", "TimeLimit", "alarm", "ending", "remaining_ns", "within"]
+__all__ = ["Alarm", "TimeLimit", "alarm", "cancellations", "ending", "remaining_ns", "within"]
 
 # The clock and the instant on its line by which the innermost Timeout of this context ends.
 _DEADLINE: ContextVar[tuple[Clock, int] | None] = ContextVar("resilience_deadline", default=None)
@@ -173,6 +173,19 @@ def alarm(clock: Clock, delay_ns: int, ring: Callable[[], bool]) -> Alarm | None
     return None if task is None else Alarm(task.get_loop(), delay_ns, ring)
 
 
+def cancellations() -> Callable[[], int]:
+    """Return a function that counts the cancellations asked of the calling task itself, even before they reach it.
+
+    Only asyncio has such: a cancel scope's reach every task in it at once.
+    """
+    task = _asyncio_task()
+    return _none if task is None else task.cancelling
+
+
+def _none() -> int:
+    return 0
+
+
 class TimeLimit:
     """The same length of time for any number of calls, each from its own start, in any task, thread and event loop.
 
@@ -275,15 +288,13 @@ class _Queue:
     def _ring(self) -> None:
         self._is_set = False
         now_ns = SystemClock.monotonic_ns()
-        due: list[int] = []
-        for place, (deadline_ns, _) in self._calls.items():
+        # A copy, since the garbage collector may close a frame, which then leaves, at any step.
+        for place, (deadline_ns, task) in self._calls.copy().items():
             if deadline_ns > now_ns:
                 self._set(deadline_ns - now_ns)
-                break
-            due.append(place)
-        for place in due:
-            _, task = self._calls.pop(place)
-            task.cancel()
+                return
+            if not self.leave(place):
+                task.cancel()
 
 
 def _asyncio_task() -> asyncio.Task[Any] | None:
