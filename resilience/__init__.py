@@ -23,6 +23,7 @@ from resilience.errors import (
 )
 from resilience.fallback import Fallback
 from resilience.guarded_deque import AsyncGuardedDeque
+from resilience.hedge import Hedge
 from resilience.layer import Guard, Layer, LayerKind, Permit, Statistics, Strategy
 from resilience.machines.backoff import (
     Backoff,
@@ -70,6 +71,7 @@ __all__ = [
     "FibonacciBackoff",
     "Gradient2",
     "Guard",
+    "Hedge",
     "Isolation",
     "Layer",
     "LayerKind",
