@@ -102,6 +102,13 @@ class Permit:
         """Whether the permit has been settled."""
         return self.generation == SETTLED
 
+    def use_up(self) -> bool:
+        """Mark it as settled; return whether it was not. For its guard's `settle`, in a critical section."""
+        if self.generation == SETTLED:
+            return False
+        self.generation = SETTLED
+        return True
+
     def success(self) -> None:
         """The call succeeded."""
         self.guard.settle(self, Verdict.SUCCESS)
@@ -305,7 +312,7 @@ def _guards_stream(guards: tuple[Deciding, ...], call_next: StreamRunner) -> Str
             try:
                 sent = thrown = None
                 while (item := await step(stream, sent, thrown)) is not END:
-                    for permit in permits:
+                    for permit in reversed(permits):
                         permit.guard.renew(permit)
                     sent = thrown = None
                     try:

@@ -170,9 +170,9 @@ class Strategy(Layer):
 class Guard(Layer):
     """A layer that decides whether a call may run.
 
-    A subclass has a `clock`, calls `super().__init__(name)`, and implements `admit` and `settle`. Its critical sections
-    are a few synchronous lines in `with self._section:`; the hottest take the lock by hand, and call `self._after()` if
-    `self._pending` is not empty once it is free.
+    A subclass has a `clock`, calls `super().__init__(name)`, and implements `admit` and `settle`, which asks the permit
+    by `use_up` whether it is the first to. Its critical sections are a few synchronous lines in `with self._section:`;
+    the hottest take the lock by hand, and call `self._after()` if `self._pending` is not empty once it is free.
     """
 
     __slots__ = (
