@@ -85,7 +85,9 @@ fi
 # Everything in run.txt is in dev.txt too, at the same version.
 if ! same "$venv/stamp-dev" "$(checksum requirements/dev.txt)" && ! same "$venv/stamp-$level" "$requirements"; then
     echo "Installing requirements/$level.txt ..."
-    pip install --require-hashes -r "requirements/$level.txt"
+    # The file is complete. Left to resolve again, pip may take the newest `coverage[toml]` for want of a pin of that name.
+    pip install --no-deps --require-hashes -r "requirements/$level.txt"
+    pip check
     printf '%s\n' "$requirements" >"$venv/stamp-$level"
 fi
 if ! same "$venv/stamp-project" "$project"; then
