@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio.lowlevel
 
@@ -14,7 +14,7 @@ from resilience.testing import ManualClock
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 
-    from resilience import Layer, Verdict
+    from resilience import Clock, Layer, Verdict
     from resilience.fusing import BlockingRunner, Runner, StreamRunner
 
 Log: TypeAlias = "list[tuple[str, str]]"
@@ -26,10 +26,9 @@ ASYNC_FORMS = ("call", "async def", "stream", "manager", "around")
 class Noting(Guard):
     """A guard that refuses the admissions whose numbers it is given, and notes every question and every answer."""
 
-    clock: ClassVar[ManualClock] = ManualClock()  # type: ignore[misc]
-
     def __init__(self, log: Log, name: str = "guard", refused: Iterable[int] = ()) -> None:
         super().__init__(name)
+        self.clock: Clock = ManualClock()
         self.log = log
         self.refused = frozenset(refused)
         self.asked = 0
