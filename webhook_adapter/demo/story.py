@@ -94,7 +94,11 @@ class _Receivers:
 
     child: Child
     client: httpx.AsyncClient
-    url: str
+    url: str = ""
+
+    async def ready(self) -> None:
+        """Wait until they listen, and note where. A checkpoint."""
+        self.url = str((await self.child.line())["url"])
 
     async def records(self, *, messages: bool) -> Mapping[str, object]:
         response = await self.client.get(f"{self.url}__records__", params={} if messages else {"messages": "0"})
@@ -118,10 +122,9 @@ async def _receivers(secret: str) -> AsyncIterator[_Receivers]:
     modes = [argument for part in PARTS for argument in ("--mode", f"{part.path}={part.mode}")]
     module = "webhook_adapter.demo.receiving"
     async with running("receivers'", module, "--port", "0", "--secret", secret, *modes) as child:
-        url = str((await child.line())["url"])
         # A proxy of the environment has no business between two processes of one machine.
         async with httpx.AsyncClient(trust_env=False, timeout=_ASK_WITHIN) as client:
-            yield _Receivers(child, client, url)
+            yield _Receivers(child, client)
 
 
 @attrs.define(eq=False)
@@ -143,11 +146,8 @@ class _Run:
     async def play(self, events: int, *, began: float) -> Account:
         bus = EventBus()
         handler = WebhookEventHandler(self.service, bus, rate=RATE)
-        for part in PARTS:
-            self.endpoints[part.name] = await self.service.register_endpoint(
-                self.receivers.url + part.name, event_types=part.event_types, secret=self.secret
-            )
-        async with self._delivery():
+        # Most of a start is importing libraries, so both processes do it at the same time.
+        async with self._delivery(meanwhile=self._register):
             self._tell(f"{len(self.sourced.events)} real events: {self.sourced.source}")
             await self._publish(bus, self.sourced.events)
             self._tell(f"a storm of {events:,} events")
@@ -169,6 +169,13 @@ class _Run:
             await self._settled()
         return await self._account(handler, died=died, revived=revived, elapsed=time.monotonic() - began)
 
+    async def _register(self) -> None:
+        await self.receivers.ready()
+        for part in PARTS:
+            self.endpoints[part.name] = await self.service.register_endpoint(
+                self.receivers.url + part.name, event_types=part.event_types, secret=self.secret
+            )
+
     def _tell(self, sentence: str) -> None:
         self.display.say(sentence)
 
@@ -188,9 +195,11 @@ class _Run:
     # -- the delivery process ---------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _delivery(self) -> AsyncIterator[None]:
+    async def _delivery(self, *, meanwhile: Callable[[], Awaitable[None]] | None = None) -> AsyncIterator[None]:
         """Run a delivery process; the first is killed on leaving, the second is asked to end."""
         async with running("delivery", "webhook_adapter.demo.delivering", self.folder) as child:
+            if meanwhile is not None:
+                await meanwhile()
             await child.line()
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._hear, child)

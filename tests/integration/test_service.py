@@ -1,4 +1,4 @@
-"""The service as a whole: real sockets, a real database on disk, both event loops."""
+"""The service as a whole: real sockets, real time, a real database on disk, both event loops."""
 
 from __future__ import annotations
 
