@@ -117,6 +117,9 @@ class Retry(Strategy):
         self.retry_after = callable_or_none("retry_after", retry_after)
         self.name = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
+        if random is not None and not isinstance(random, random_module.Random):
+            msg = f"random must be a random.Random, not {random!r}"
+            raise ValueError(msg)
         self.random = random_module.Random() if random is None else random
 
     def settings(self) -> dict[str, object]:
