@@ -18,7 +18,7 @@ import inspect
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from resilience.fusing import END, compose, compose_blocking, compose_manager, compose_stream, step
+from resilience.fusing import END, close, compose, compose_blocking, compose_manager, compose_stream, step
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
@@ -177,6 +177,6 @@ def _stream_wrapper(run: StreamRunner, func: Callable[..., Any]) -> Callable[...
                 except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
                     thrown = exception
         finally:
-            await stream.aclose()
+            await close(stream)
 
     return wrapper

@@ -33,6 +33,7 @@ __all__ = [
     "Permit",
     "Runner",
     "StreamRunner",
+    "close",
     "compose",
     "compose_blocking",
     "compose_manager",
@@ -229,6 +230,16 @@ async def step(stream: AsyncGenerator[Any, Any], sent: object, thrown: BaseExcep
         return END
 
 
+async def close(stream: AsyncGenerator[Any, Any]) -> None:
+    """Close a stream that is iterated no longer.
+
+    One that the garbage collector finds in the middle of a step, its event loop being gone, cannot be told: it counts
+    as running. Its own frame is closed next, as it is garbage too.
+    """
+    if not getattr(stream, "ag_running", False):
+        await stream.aclose()
+
+
 def _one_guard(guard: Deciding, call_next: Runner | None) -> Runner:
     """Return the runner of a single guard: what `_guards` does, without the loops."""
     admit, settle_result, hears_success = guard.admit, guard.settle_result, guard.hears_success
@@ -322,7 +333,7 @@ def _guards_stream(guards: tuple[Deciding, ...], call_next: StreamRunner) -> Str
                     except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
                         thrown = exception
             finally:
-                await stream.aclose()
+                await close(stream)
             for index, settle_result in hearing:
                 settle_result(permits[index], None)
         except BaseException as exception:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio.lowlevel
 
 from resilience import Guard, NotUntil, Permit, RejectedError, Strategy
-from resilience.fusing import END, step
+from resilience.fusing import END, close, step
 from resilience.testing import ManualClock
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Again(Strategy):
                     yield item
             finally:
                 self.log.append((self.name, "ends"))
-                await stream.aclose()
+                await close(stream)
 
         return run
 
