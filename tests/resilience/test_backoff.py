@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from fractions import Fraction
@@ -12,17 +13,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resilience import Backoff, ConstantBackoff, ExponentialBackoff
-from resilience.machines.backoff import is_backoff
+from resilience import (
+    Backoff,
+    ConstantBackoff,
+    ExponentialBackoff,
+    FibonacciBackoff,
+    LinearBackoff,
+    ScheduleBackoff,
+)
+from resilience.machines.backoff import as_backoff, is_backoff
 from tests.resilience.support import NOT_NEGATIVE, NOT_POSITIVE, assert_caught, assert_refuses, brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilience.machines.backoff import Jitter
+    from resilience.machines.backoff import Jitter, Spread
 
 SECOND = 1_000_000_000
 JITTERS: tuple[Jitter, ...] = ("full", "equal", "decorrelated", "none")
+SPREADS: tuple[Spread, ...] = ("full", "equal", "none")
 below_one = st.floats(0, 1, exclude_max=True)
 
 
@@ -31,6 +40,10 @@ def test_refuses_bad_numbers(bad: object) -> None:
     """Base, factor and cap are positive finite numbers."""
     for name in ("base", "factor", "cap"):
         assert_refuses(name, bad, ExponentialBackoff)
+    for name in ("base", "step", "cap"):
+        assert_refuses(name, bad, LinearBackoff)
+    for name in ("base", "cap"):
+        assert_refuses(name, bad, FibonacciBackoff)
 
 
 @pytest.mark.parametrize("bad", [*NOT_NEGATIVE, None], ids=brief)
@@ -40,10 +53,27 @@ def test_refuses_bad_constant_delays(bad: object) -> None:
 
 
 def test_refuses_shrinking_delays_and_unknown_jitter() -> None:
-    """A factor below 1 and a jitter that nobody knows are refused."""
+    """A factor below 1 and a jitter that nobody knows are refused; decorrelated is a schedule of its own."""
     assert_refuses("factor", 0.99, ExponentialBackoff)
     for bad in ("none ", "", None, 1):
         assert_refuses("jitter", bad, ExponentialBackoff)
+    for bad in ("decorrelated", None):
+        assert_refuses("jitter", bad, LinearBackoff)
+        assert_refuses("jitter", bad, FibonacciBackoff)
+        assert_refuses("jitter", bad, partial(ScheduleBackoff, [1.0]))
+
+
+@pytest.mark.parametrize("bad", [*NOT_NEGATIVE, None], ids=brief)
+def test_refuses_schedules_of_what_is_no_delay(bad: object) -> None:
+    """Each delay of a schedule is a finite number of at least 0."""
+    with pytest.raises(ValueError, match=r"^delays must be .* at least 0|^delays must be a number"):
+        ScheduleBackoff([1.0, bad])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("bad", [[], (), "12", b"12", 1.5, None, iter([])], ids=repr)
+def test_refuses_schedules_without_delays(bad: object) -> None:
+    """There is at least one delay, and a text is none."""
+    assert_refuses("delays", bad, ScheduleBackoff)
 
 
 def test_delays_grow_up_to_the_cap() -> None:
@@ -64,6 +94,47 @@ def test_constant_delays_are_their_own_cap() -> None:
     assert ConstantBackoff(1e308).delay_ns(1, 0.0, 0) == int(1e308) * SECOND
     assert isinstance(backoff, Backoff)
     assert isinstance(ExponentialBackoff(), Backoff)
+
+
+def test_linear_delays_grow_by_the_same_step() -> None:
+    """Without jitter the delays are base + n * step, and none is longer than the cap."""
+    backoff = LinearBackoff(0.5, 2, 5.0, jitter="none")
+    assert [backoff.delay_ns(n, 0.9, 0) / SECOND for n in (1, 2, 3, 4, 10_000)] == [0.5, 2.5, 4.5, 5.0, 5.0]
+    assert LinearBackoff(1e308, 1e308, 1e308, jitter="none").delay_ns(10**9, 0.0, 0) == int(1e308) * SECOND
+    assert LinearBackoff().delay_ns(5, 0.5, 0) == SECOND // 4
+
+
+def test_fibonacci_delays_are_the_sum_of_the_two_before() -> None:
+    """Without jitter the delays are base times 1, 1, 2, 3, 5 …, and none is longer than the cap."""
+    backoff = FibonacciBackoff(0.5, 5.0, jitter="none")
+    delays = [backoff.delay_ns(n, 0.9, 0) / SECOND for n in (1, 2, 3, 4, 5, 6, 7, 10**9)]
+    assert delays == [0.5, 0.5, 1.0, 1.5, 2.5, 4.0, 5.0, 5.0]
+    assert FibonacciBackoff(1e-9, 1e308, jitter="none").delay_ns(10**9, 0.0, 0) == int(1e308) * SECOND
+    assert FibonacciBackoff(40.0, 30.0, jitter="none").delay_ns(1, 0.0, 0) == 30 * SECOND
+    assert FibonacciBackoff().delay_ns(5, 0.5, 0) == SECOND // 4
+
+
+def test_schedule_is_followed_and_its_last_delay_stays() -> None:
+    """Any iterable will do, also an endless one; it is read once, and its longest delay is the cap."""
+    backoff = ScheduleBackoff([3, 0.5, 0])
+    assert [backoff.delay_ns(n, 0.9, 0) / SECOND for n in (1, 2, 3, 4, 10_000)] == [3.0, 0.5, 0.0, 0.0, 0.0]
+    assert backoff.cap == 3
+    assert backoff == ScheduleBackoff(iter((3, 0.5, 0)))
+    endless = ScheduleBackoff(itertools.count(1))
+    assert [endless.delay_ns(n, 0.9, 0) // SECOND for n in (1, 2, 1_000, 1_001)] == [1, 2, 1_000, 1_000]
+    assert ScheduleBackoff([8.0], jitter="full").delay_ns(1, 0.25, 0) == 2 * SECOND
+    assert ScheduleBackoff([8.0], jitter="equal").delay_ns(1, 0.25, 0) == 5 * SECOND
+    assert isinstance(backoff, Backoff)
+
+
+def test_what_is_taken_for_a_backoff() -> None:
+    """A backoff is itself, an iterable of seconds a schedule; anything else is named."""
+    backoff = LinearBackoff()
+    assert as_backoff("backoff", backoff) is backoff
+    assert as_backoff("backoff", (1.0, 2.0)) == ScheduleBackoff((1.0, 2.0))
+    for bad in (1.0, "1, 2", b"1", None, list, ExponentialBackoff):
+        with pytest.raises(ValueError, match=r"^recovery_backoff must be a backoff"):
+            as_backoff("recovery_backoff", bad)  # type: ignore[arg-type]
 
 
 def test_class_of_schedules_is_no_schedule() -> None:
@@ -139,6 +210,54 @@ def test_delays_lie_where_their_jitter_says() -> None:
 def test_law_of_delays_catches_mutants(mutant: type[ExponentialBackoff]) -> None:
     """A delay above the cap and a power that overflows are seen."""
     assert_caught(law_of_delays(lambda base, factor, cap, jitter: mutant(base, factor, cap, jitter=jitter)))
+
+
+def law_of_growth(
+    make: Callable[[float, float, Spread], Backoff], grown: Callable[[float, int], float]
+) -> Callable[[], None]:
+    """PO7: a delay lies where its jitter says below what the schedule has grown to, never above the cap."""
+    numbers = st.one_of(st.sampled_from([0.1, 1.0, 30.0]), st.floats(1e-9, 1e300))
+
+    @given(numbers, numbers, st.sampled_from(SPREADS), st.one_of(st.integers(1, 60), st.just(10_000)), below_one)
+    def law(base: float, cap: float, jitter: Spread, attempt: int, u: float) -> None:
+        delay_ns = make(base, cap, jitter).delay_ns(attempt, u, 0)
+        assert isinstance(delay_ns, int)
+        whole = Fraction(min(cap, grown(base, attempt))) * SECOND
+        floor = {"full": Fraction(0), "equal": whole / 2, "none": whole}[jitter]
+        slack = Fraction(1, 10**9)
+        assert floor * (1 - slack) - 1 <= delay_ns <= whole * (1 + slack) + 1
+
+    return law
+
+
+def _linearly(base: float, attempt: int) -> float:
+    return base * attempt
+
+
+def _by_fibonacci(base: float, attempt: int) -> float:
+    numbers = [1, 1]
+    while len(numbers) < attempt:
+        numbers.append(numbers[-1] + numbers[-2])
+    try:
+        return base * numbers[attempt - 1]
+    except OverflowError:
+        return math.inf
+
+
+def test_slower_delays_lie_where_their_jitter_says() -> None:
+    """PO7: linear ones and Fibonacci's, also for attempt 10,000."""
+    law_of_growth(lambda base, cap, jitter: LinearBackoff(base, base, cap, jitter=jitter), _linearly)()
+    law_of_growth(lambda base, cap, jitter: FibonacciBackoff(base, cap, jitter=jitter), _by_fibonacci)()
+
+
+def test_law_of_growth_catches_mutants() -> None:
+    """A schedule that grows as another should, and one that starts a step too late, are seen."""
+    linear = partial(law_of_growth, lambda base, cap, jitter: LinearBackoff(base, base, cap, jitter=jitter))
+    assert_caught(linear(_by_fibonacci))
+    assert_caught(linear(lambda base, attempt: base * (attempt + 1)))
+    fibonacci = partial(law_of_growth, lambda base, cap, jitter: FibonacciBackoff(base, cap, jitter=jitter))
+    assert_caught(fibonacci(_linearly))
+    assert_caught(fibonacci(lambda base, attempt: _by_fibonacci(base, attempt + 1)))
 
 
 def law_of_uniformity(backoff: Backoff, low: float, high: float) -> None:
