@@ -136,7 +136,7 @@ class Guards:
         settings: Settings,
         *,
         clock: Clock,
-        on_transition: Callable[[str, CircuitState, CircuitState], object] | None = None,
+        on_transition: Callable[[str, CircuitState, CircuitState], object],
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -201,8 +201,7 @@ class Guards:
 
     def _changed(self, endpoint_id: str) -> Callable[[CircuitBreaker, CircuitState, CircuitState], object]:
         def changed(_breaker: CircuitBreaker, old: CircuitState, new: CircuitState) -> None:
-            if self._on_transition is not None:
-                self._on_transition(endpoint_id, old, new)
+            self._on_transition(endpoint_id, old, new)
 
         return changed
 

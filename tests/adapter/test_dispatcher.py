@@ -13,7 +13,15 @@ import httpx
 import pytest
 
 from resilience.testing import ManualClock
-from webhook_adapter import Delivery, DeliveryState, Settings, StoreUnavailableError, WebhookService
+from webhook_adapter import (
+    Delivery,
+    DeliveryState,
+    Settings,
+    StoreClosedError,
+    StoreUnavailableError,
+    WebhookService,
+)
+from webhook_adapter.guards import fair_room
 from webhook_adapter.store import Store
 
 if TYPE_CHECKING:
@@ -487,3 +495,178 @@ async def test_a_wall_clock_that_jumps_moves_no_attempt() -> None:
 async def _in_state(path: Path, clock: ManualClock, state: DeliveryState) -> list[Delivery]:
     async with WebhookService(path, settings=settings(), clock=clock, dispatch=False) as service:
         return await service.list_deliveries(state=state)
+
+
+async def test_a_failing_endpoint_opens_its_circuit_is_probed_and_closes_it() -> None:
+    """Three failures open it; a probe that fails opens it again, one that succeeds closes it; all the rest follows."""
+    clock = ManualClock()
+    script = [httpx.Response(status) for status in (503, 503, 503, 500, 200)]
+    wire = Wire(clock, replies={"a.example": list[httpx.Response | Exception](script)})
+    limits = settings(
+        retry_schedule=(0.0,) * 10,
+        breaker_failure_threshold=3,
+        breaker_recovery_timeout=60.0,
+        endpoint_max_concurrent=1,
+    )
+    async with WebhookService(settings=limits, clock=clock, transport=wire) as service:
+        await service.register_endpoint(url("a.example"))
+        await send(service, "order.paid", 10)
+        await until(service, lambda: service.statistics().transitions == {("closed", "open"): 1})
+        for probes in (1, 2):
+            clock.advance(59.0)
+            for _ in range(20):
+                await service.store_statistics()
+            assert len(wire.begun) == 2 + probes
+            with anyio.fail_after(PATIENCE):
+                while len(wire.begun) == 2 + probes:
+                    clock.advance(0.5)
+                    await service.store_statistics()
+            await until(service, lambda probes=probes: service.statistics().failed + 1 >= 3 + probes)  # type: ignore[misc]
+        await service.wait_until_idle()
+        assert service.statistics().transitions == {
+            ("closed", "open"): 1,
+            ("open", "half_open"): 2,
+            ("half_open", "open"): 1,
+            ("half_open", "closed"): 1,
+        }
+        assert len(wire.begun) == 4 + 10
+        assert (await service.store_statistics()).delivered == 10
+
+
+async def test_a_database_that_is_locked_for_a_while_delays_and_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be claimed now is claimed later (F9)."""
+    clock = ManualClock()
+    wire = Wire(clock)
+
+    async def locked(*_arguments: object, **_named: object) -> None:
+        raise StoreUnavailableError("the database is locked by another process")
+
+    async with WebhookService(settings=settings(), clock=clock, transport=wire) as service:
+        await service.register_endpoint(url("a.example"))
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "claim", locked)
+            await send(service, "order.paid", 3)
+            await until(service, lambda: "nothing can be claimed" in caplog.text)
+            assert wire.begun == []
+        with anyio.fail_after(PATIENCE):
+            while wire.ended < 3:
+                clock.advance(0.5)
+                await service.store_statistics()
+        await service.wait_until_idle()
+        assert (await service.store_statistics()).delivered == 3
+
+
+async def test_a_lease_that_cannot_be_given_back_ends_by_itself(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the disk full at the stop, the delivery stays leased until its time is over; the stop is not held up."""
+    clock = ManualClock()
+    wire = Wire(clock, latency={"a.example": 1_000.0})
+
+    async def full(*_arguments: object, **_named: object) -> None:
+        raise StoreUnavailableError("the disk is full")
+
+    async with WebhookService(settings=settings(drain_timeout=0.0), clock=clock, transport=wire) as service:
+        await service.register_endpoint(url("a.example"))
+        await send(service, "order.paid", 1)
+        await until(service, lambda: len(wire.begun) == 1)
+        monkeypatch.setattr(Store, "release", full)
+    assert "could not be given back" in caplog.text
+
+
+async def test_a_rate_can_be_given_changed_and_taken_away_while_it_runs() -> None:
+    """Later attempts follow the endpoint's present rate; its circuit and what is in flight are not forgotten."""
+    clock = ManualClock()
+    wire = Wire(clock)
+    async with WebhookService(settings=settings(), clock=clock, transport=wire) as service:
+        endpoint = await service.register_endpoint(url("a.example"))
+        sent = 0
+        for rate, at_once in ((None, 30), (5.0, 5), (10.0, None), (None, 30)):
+            await service.update_endpoint(endpoint.id, rate_limit=rate)
+            await send(service, "order.paid", 30)
+            if at_once is not None:
+                sent += at_once
+                await until(service, lambda: len(wire.begun) >= sent)  # noqa: B023 - awaited in this round
+                for _ in range(10):
+                    await service.store_statistics()
+                assert len(wire.begun) == sent
+            with anyio.fail_after(PATIENCE):
+                while (await service.store_statistics()).pending:
+                    clock.advance(0.1)
+            await until(service, lambda: service.statistics().in_flight == 0)
+            sent = len(wire.begun)
+        assert sent == 120 == (await service.store_statistics()).delivered
+
+
+async def test_a_store_that_closes_under_it_ends_the_dispatcher_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Nothing is delivered without a store; who embeds the service is not crashed by it."""
+    clock = ManualClock()
+    wire = Wire(clock, latency={"a.example": 1.0})
+    async with WebhookService(settings=settings(), clock=clock, transport=wire) as service:
+        await service.register_endpoint(url("a.example"))
+        await send(service, "order.paid", 1)
+        await until(service, lambda: len(wire.begun) == 1)
+        await anyio.to_thread.run_sync(service._store.close)
+        clock.advance(1.0)
+        with anyio.fail_after(PATIENCE):
+            while (await service.health()).dispatcher == "ok":
+                clock.advance(1.0)
+        assert not (await service.health()).ok
+    assert "closed under the dispatcher" in caplog.text
+
+
+async def test_an_outcome_that_comes_after_the_store_was_closed_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The delivery stays leased, and is another process's when that ends (F4)."""
+
+    async def closed(*_arguments: object, **_named: object) -> None:
+        raise StoreClosedError("the store is closed")
+
+    clock = ManualClock()
+    monkeypatch.setattr(Store, "record", closed)
+    async with WebhookService(settings=settings(), clock=clock, transport=Wire(clock)) as service:
+        await service.register_endpoint(url("a.example"))
+        await send(service, "order.paid", 1)
+        await until(service, lambda: "ended after the store had been closed" in caplog.text)
+        assert (await service.store_statistics()).leased == 1
+
+
+async def test_a_single_place_is_shared_by_all() -> None:
+    """With room for one attempt in all, endpoints take turns, and everything is delivered."""
+    clock = ManualClock()
+    hosts = [f"h{number}.example" for number in range(3)]
+    wire = Wire(clock, latency=dict.fromkeys(hosts, 0.1))
+    async with WebhookService(settings=settings(max_concurrent=1), clock=clock, transport=wire) as service:
+        for host in hosts:
+            await service.register_endpoint(url(host))
+        await send(service, "order.paid", 4)
+        with anyio.fail_after(PATIENCE):
+            while wire.ended < 12:
+                clock.advance(0.1)
+                await service.store_statistics()
+        assert wire.most == 1
+        await service.wait_until_idle()
+        assert (await service.store_statistics()).delivered == 12
+
+
+@pytest.mark.parametrize(
+    ("leased", "most", "free", "expected"),
+    [
+        (0, 50, 200, 100),  # alone: all that it may have, and as many ahead
+        (50, 50, 0, 50),  # who has all its places may have some waiting, whatever is free
+        (100, 50, 200, 0),
+        (0, 50, 50, 33),  # two thirds at the most
+        (20, 50, 10, 0),  # at twice what is free there is no more
+        (0, 50, 1, 1),  # one is always for who has none
+        (0, 1, 1, 2),
+        (0, 50, 0, 0),
+    ],
+)
+def test_the_fair_room_of_an_endpoint(leased: int, most: int, free: int, expected: int) -> None:
+    """An endpoint may have up to twice what is left for others, and one if it has none."""
+    assert expected == fair_room(leased, most, free)

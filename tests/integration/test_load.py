@@ -62,7 +62,8 @@ async def test_many_endpoints_and_messages_are_all_accounted_for(tmp_path: Path)
 
         async def send(first: int) -> None:
             for number in range(first, MESSAGES, 6):
-                accepted.append((await service.send_webhook_notification("order.paid", number)).id)
+                message = await service.send_webhook_notification("order.paid", number)
+                accepted.append(message.id)
 
         async with anyio.create_task_group() as tasks:
             for first in range(6):

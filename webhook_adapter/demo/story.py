@@ -121,10 +121,12 @@ class _Receivers:
 async def _receivers(secret: str) -> AsyncIterator[_Receivers]:
     modes = [argument for part in PARTS for argument in ("--mode", f"{part.path}={part.mode}")]
     module = "webhook_adapter.demo.receiving"
-    async with running("receivers'", module, "--port", "0", "--secret", secret, *modes) as child:
+    async with (
+        running("receivers'", module, "--port", "0", "--secret", secret, *modes) as child,
         # A proxy of the environment has no business between two processes of one machine.
-        async with httpx.AsyncClient(trust_env=False, timeout=_ASK_WITHIN) as client:
-            yield _Receivers(child, client)
+        httpx.AsyncClient(trust_env=False, timeout=_ASK_WITHIN) as client,
+    ):
+        yield _Receivers(child, client)
 
 
 @attrs.define(eq=False)
