@@ -2,18 +2,20 @@
 
 Rules of this module:
 
-* No user code runs under the lock: `update` and `remove_if` work on a copy and start again if something changed.
-* Nobody is parked while what it waits for is there. A waiter is handed its item, or its room, under the lock.
+* No user code runs under the lock: `update` and `remove_if` work on a copy and start again if something changed, and
+  what is dropped dies when the lock is free.
+* Nobody is parked while what it waits for is there. A waiter is handed its item, or its room, under the lock, and is
+  woken for nothing else.
 * An item that was handed to a getter which is cancelled before it resumes goes back to where it was. Until the getter
   has resumed, the room that the item took is kept for it, so that it can always go back.
-* Items carry the order in which they lie, so that several that go back do so in their old order.
+* Items carry their place in the order, so that several that go back do so in their old order. No place is used twice.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
@@ -23,10 +25,11 @@ import attrs
 from resilience.clock import Clock, SystemClock
 from resilience.events import EventQueue, Section
 from resilience.machines.checks import positive_int, string
-from resilience.parking import ParkingQueue, Waiter, async_waiter
+from resilience.parking import Waiter, async_waiter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from typing import NoReturn
 
 __all__ = ["AsyncGuardedDeque", "DequeStatistics", "Overflow"]
 
@@ -39,7 +42,11 @@ _OVERFLOWS = ("wait", "reject", "drop_oldest", "drop_newest")
 
 @attrs.frozen(kw_only=True)
 class DequeStatistics:
-    """A snapshot of one deque: items put, got, dropped by overflow and removed by hand; who waits; contention."""
+    """A snapshot of one deque: items put, got, dropped by overflow and removed by hand; who waits; contention.
+
+    `put` counts the first items too, and an item whose `append` was cancelled just after it was let in; when that took
+    the item back, it also counts as removed.
+    """
 
     put: int
     got: int
@@ -51,25 +58,21 @@ class DequeStatistics:
 
 
 @attrs.define(eq=False)
-class _Parked:
-    """What one parked task wants: an item (`putting` False) or room for its own, at the left or the right end."""
+class _Getter:
+    """A parked task that wants an item from one end."""
 
     waiter: Waiter
     left: bool
-    putting: bool
-    entry: tuple[int, object] | None = None
-    item: object = None
-    layout: int = 0
-    done: bool = False
-    closed: bool = False
 
-    # What ParkingQueue asks of a waiter.
-    @property
-    def place(self) -> object:
-        return self.waiter.place
 
-    def wake(self) -> bool:
-        return self.waiter.wake()
+@attrs.define(eq=False)
+class _Putter(Generic[T]):
+    """A parked task that wants room at one end. `entry` is its item once that lies in the deque, with its place."""
+
+    waiter: Waiter
+    left: bool
+    item: T
+    entry: tuple[int, T] | None = None
 
 
 class AsyncGuardedDeque(Generic[T]):
@@ -91,8 +94,8 @@ class AsyncGuardedDeque(Generic[T]):
 
     Getters are served first come, first served, whichever end they ask; so are putters. The methods without `await`
     may be called in any thread; the others are checkpoints only if they wait. A wait that is cancelled has taken
-    nothing and put nothing, and the cancellation goes on; but an item that somebody took in the instant between being
-    put and the cancellation has been put.
+    nothing and put nothing, and the cancellation goes on; but an item that somebody took or rearranged in the instant
+    between being put and the cancellation has been put.
     """
 
     __slots__ = (
@@ -106,7 +109,6 @@ class AsyncGuardedDeque(Generic[T]):
         "_handed",
         "_high",
         "_items",
-        "_layout",
         "_lock",
         "_low",
         "_put",
@@ -150,15 +152,14 @@ class AsyncGuardedDeque(Generic[T]):
         self._section = Section(self._lock, self._events)
         # Each item with its place in the order; places grow from left to right.
         self._items: deque[tuple[int, T]] = deque(enumerate(items))
+        # The next place to the left of all that were ever used, and the next to the right.
         self._low, self._high = -1, len(items)
-        # Counts rearrangements: a place from an earlier layout means nothing any more.
-        self._layout = 0
         # Counts all changes, for those who work on a copy.
         self._version = 0
-        self._getters: ParkingQueue[_Parked] = ParkingQueue()  # type: ignore[type-var]
-        self._putters: ParkingQueue[_Parked] = ParkingQueue()  # type: ignore[type-var]
-        # Items handed to getters that have not resumed yet.
-        self._handed = 0
+        self._getters: OrderedDict[_Getter, None] = OrderedDict()
+        self._putters: OrderedDict[_Putter[T], None] = OrderedDict()
+        # What was handed to getters that have not resumed yet.
+        self._handed: dict[_Getter, tuple[int, T]] = {}
         self._closed = False
         self._put, self._got, self._dropped, self._removed, self._contended = len(items), 0, 0, 0, 0
 
@@ -179,14 +180,12 @@ class AsyncGuardedDeque(Generic[T]):
         await self._put_waiting(item, left=True)
 
     def append_nowait(self, item: T) -> None:
-        """Add an item at the right end, in any thread. Where `append` would wait, raise anyio.WouldBlock."""
-        if not self._try_put(item, left=False):
-            raise anyio.WouldBlock
+        """Add an item at the right end as `append` does, in any thread; raise anyio.WouldBlock instead of waiting."""
+        self._enter_put(item, left=False, waits=False)
 
     def appendleft_nowait(self, item: T) -> None:
-        """Add an item at the left end, in any thread. Where `appendleft` would wait, raise anyio.WouldBlock."""
-        if not self._try_put(item, left=True):
-            raise anyio.WouldBlock
+        """Add an item at the left end as `append_nowait` does at the right."""
+        self._enter_put(item, left=True, waits=False)
 
     # -- getting ----------------------------------------------------------------------------------------------------
 
@@ -194,7 +193,7 @@ class AsyncGuardedDeque(Generic[T]):
         """Take the item at the right end. A checkpoint only if it waits for one.
 
         Raises:
-            anyio.ClosedResourceError: the deque is closed and empty.
+            anyio.ClosedResourceError: the deque is closed and empty, or was closed while this waited.
 
         """
         return await self._get_waiting(left=False)
@@ -204,26 +203,30 @@ class AsyncGuardedDeque(Generic[T]):
         return await self._get_waiting(left=True)
 
     def pop_nowait(self) -> T:
-        """Take the item at the right end, in any thread; raise anyio.WouldBlock if there is none."""
-        return self._try_get(left=False)
+        """Take the item at the right end as `pop` does, in any thread; raise anyio.WouldBlock instead of waiting."""
+        return self._get_now(left=False)
 
     def popleft_nowait(self) -> T:
-        """Take the item at the left end, in any thread; raise anyio.WouldBlock if there is none."""
-        return self._try_get(left=True)
+        """Take the item at the left end as `pop_nowait` does at the right."""
+        return self._get_now(left=True)
 
-    async def __aiter__(self) -> AsyncIterator[T]:
-        """Take items from the left until the deque is closed and empty."""
-        while True:
-            try:
-                item = await self.popleft()
-            except anyio.ClosedResourceError:
-                return
-            yield item
+    def __aiter__(self) -> AsyncIterator[T]:
+        """Take items from the left until the deque is closed and empty. Several tasks may do so side by side."""
+        return self
+
+    async def __anext__(self) -> T:
+        """Take the item at the left end as `popleft` does; StopAsyncIteration where that finds the deque closed."""
+        try:
+            return await self.popleft()
+        except anyio.ClosedResourceError:
+            raise StopAsyncIteration from None
 
     # -- all of it --------------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
-        return len(self._items)
+        # Under the lock: halfway through a change there is an item too few.
+        with self._section:
+            return len(self._items)
 
     def snapshot(self) -> tuple[T, ...]:
         """Return the items as they were at one instant. Any thread."""
@@ -243,14 +246,13 @@ class AsyncGuardedDeque(Generic[T]):
         """Remove the items for which `predicate` is true, and return them. Any thread.
 
         The predicate runs without the lock, on the items of one instant; if the deque changes meanwhile, it is asked
-        again. If it raises, nothing has changed.
+        about all of them again, so it had better not change the deque itself. If it raises, nothing has changed.
         """
         while True:
-            with self._section:
-                version, items = self._version, list(self._items)
+            version, entries = self._look()
             keep: list[tuple[int, T]] = []
             removed: list[T] = []
-            for entry in items:
+            for entry in entries:
                 if predicate(entry[1]):
                     removed.append(entry[1])
                 else:
@@ -261,40 +263,42 @@ class AsyncGuardedDeque(Generic[T]):
                         self._items = deque(keep)
                         self._removed += len(removed)
                         self._match()
-                    break
-        return removed
+                    return removed
 
     def update(self, func: Callable[[deque[T]], R]) -> R:
         """Let `func` rearrange a copy, put the copy in place of the items, and return what `func` returned. Any thread.
 
-        The function runs without the lock; if the deque changes meanwhile, it is called again with a new copy. If it
-        raises, nothing has changed.
+        The function runs without the lock; if the deque changes meanwhile, it is called again with a new copy, so it
+        had better not change the deque itself. If it raises, nothing has changed.
 
         Raises:
             ValueError: `func` left more items than `maxlen` allows; nothing has changed.
+            anyio.ClosedResourceError: the deque is closed; nothing has changed.
 
         """
         while True:
-            with self._section:
-                version, before = self._version, len(self._items)
-                copy = deque(item for _, item in self._items)
+            version, entries = self._look()
+            copy = deque(item for _, item in entries)
             result = func(copy)
             with self._section:
-                if version != self._version:
-                    continue
-                self._rearrange(copy, before)
-            return result
+                if version == self._version:
+                    self._rearrange(copy)
+                    return result
 
     def close(self) -> None:
-        """End all waits: putters and, once the deque is empty, getters get anyio.ClosedResourceError. Any thread."""
+        """Let nothing more in, and end all waits with anyio.ClosedResourceError; items can still be taken. Any thread.
+
+        An item that goes back, because its getter is cancelled just now, can be taken still. Closing again is nothing.
+        """
         with self._section:
+            # Closing again is no change, so that a function which closes the deque is not called for ever.
+            self._version += not self._closed
             self._closed = True
-            self._version += 1
-            for queue in (self._putters, self._getters):
-                for parked in list(queue):
-                    queue.leave(parked)
-                    parked.closed = True
-                    parked.wake()
+            waiters = [putter.waiter for putter in self._putters] + [getter.waiter for getter in self._getters]
+            self._putters.clear()
+            self._getters.clear()
+            for waiter in waiters:
+                waiter.wake()
 
     @property
     def closed(self) -> bool:
@@ -314,73 +318,80 @@ class AsyncGuardedDeque(Generic[T]):
         )
 
     def __repr__(self) -> str:
+        # Without the lock: a debugger or a failed assertion may show it in the middle of a critical section.
         bound = "" if self.maxlen is None else f" of {self.maxlen}"
-        return f"<AsyncGuardedDeque {self.name!r}, {len(self)}{bound} items{', closed' if self._closed else ''}>"
+        return f"<AsyncGuardedDeque {self.name!r}, {len(self._items)}{bound} items{', closed' if self._closed else ''}>"
 
-    # -- the fast paths ---------------------------------------------------------------------------------------------
+    def __reduce__(self) -> NoReturn:
+        # A copy by slots would share the items and the lock, but not the counts.
+        msg = "AsyncGuardedDeque is shared, never copied nor pickled: take a snapshot()"
+        raise TypeError(msg)
 
-    def _try_put(self, item: T, *, left: bool) -> bool:
-        """Put the item or drop what overflows; return False if it would have to wait."""
+    # -- going in ---------------------------------------------------------------------------------------------------
+
+    def _enter_put(self, item: T, *, left: bool, waits: bool) -> _Putter[T] | None:
+        """Put the item, or drop what overflows; return the putter that has to wait, if it may."""
         contended = self._lock.locked()
         with self._section:
             if contended:
                 self._contended += 1
-            return self._put_now(item, left=left)
-
-    def _put_now(self, item: T, *, left: bool) -> bool:
-        if self._closed:
-            raise anyio.ClosedResourceError
-        if self._room() and not self._putters:
-            self._insert(item, left=left)
-        elif self.overflow == "wait":
-            return False
-        elif self.overflow == "reject":
-            raise anyio.WouldBlock
-        elif self.overflow == "drop_newest" or not self._items:
-            # With all the room kept for items that were handed out, there is nothing old to drop.
-            self._put += 1
-            self._dropped += 1
-        else:
-            if left:
-                self._items.pop()
+            if self._closed:
+                raise anyio.ClosedResourceError
+            # Nobody is overtaken: where there is room, no putter is parked.
+            if self._room():
+                self._insert(item, left=left)
+                self._match()
+            elif self.overflow == "wait" and waits:
+                putter = _Putter(async_waiter(), left, item)
+                self._putters[putter] = None
+                return putter
+            elif self.overflow in ("wait", "reject"):
+                raise anyio.WouldBlock
+            elif self.overflow == "drop_newest" or not self._items:
+                # With all the room kept for items that were handed out, there is nothing old to drop.
+                self._put += 1
+                self._dropped += 1
             else:
-                self._items.popleft()
-            self._dropped += 1
-            self._insert(item, left=left)
-        return True
+                # Named, so that it dies on return, when the lock is free.
+                oldest = self._items.pop() if left else self._items.popleft()  # noqa: F841 - as the line above says
+                self._dropped += 1
+                self._insert(item, left=left)
+                self._match()
+        return None
 
-    def _try_get(self, *, left: bool) -> T:
+    def _enter_get(self, *, left: bool, waits: bool) -> tuple[int, T] | _Getter:
+        """Take an item with its place; or return the getter that has to wait, if it may."""
         contended = self._lock.locked()
         with self._section:
             if contended:
                 self._contended += 1
-            if not self._items:
-                raise anyio.ClosedResourceError if self._closed else anyio.WouldBlock
-            return self._take(left=left)
+            if self._items:
+                entry = self._items.popleft() if left else self._items.pop()
+                self._got += 1
+                self._match()
+                return entry
+            if self._closed:
+                raise anyio.ClosedResourceError
+            if not waits:
+                raise anyio.WouldBlock
+            getter = _Getter(async_waiter(), left)
+            self._getters[getter] = None
+            return getter
+
+    def _look(self) -> tuple[int, list[tuple[int, T]]]:
+        """Return the items of one instant. Whoever works on them holds them, so that none dies under the lock."""
+        with self._section:
+            return self._version, list(self._items)
+
+    def _get_now(self, *, left: bool) -> T:
+        entry = self._enter_get(left=left, waits=False)
+        assert isinstance(entry, tuple)  # noqa: S101 - no getter is made where nobody waits
+        return entry[1]
 
     # -- the lock is held in all of these ---------------------------------------------------------------------------
 
-    def _rearrange(self, items: deque[T], before: int) -> None:
-        if self.maxlen is not None and len(items) + self._handed > self.maxlen:
-            msg = f"func must leave at most maxlen={self.maxlen!r} items, not {len(items)!r}"
-            if self._handed:
-                msg += f" (and {self._handed!r} on their way to getters)"
-            raise ValueError(msg)
-        self._items = deque(enumerate(items))
-        self._low, self._high = -1, len(items)
-        self._layout += 1
-        self._put += max(0, len(items) - before)
-        self._removed += max(0, before - len(items))
-        self._match()
-
-    def _take(self, *, left: bool) -> T:
-        _, item = self._items.popleft() if left else self._items.pop()
-        self._got += 1
-        self._match()
-        return item
-
     def _room(self) -> bool:
-        return self.maxlen is None or len(self._items) + self._handed < self.maxlen
+        return self.maxlen is None or len(self._items) + len(self._handed) < self.maxlen
 
     def _insert(self, item: T, *, left: bool) -> tuple[int, T]:
         if left:
@@ -392,139 +403,118 @@ class AsyncGuardedDeque(Generic[T]):
             self._high += 1
             self._items.append(entry)
         self._put += 1
-        self._match()
         return entry
 
     def _match(self) -> None:
         """Hand items to getters and room to putters until nobody waits for what is there."""
         self._version += 1
         while True:
-            if self._items and (getter := self._getters.head) is not None:
-                self._hand_item(getter)
-            elif (putter := self._putters.head) is not None and self._room():
-                self._hand_room(putter)
+            if self._items and self._getters:
+                self._hand_item(self._getters.popitem(last=False)[0])
+            elif self._putters and self._room():
+                self._hand_room(self._putters.popitem(last=False)[0])
             else:
                 return
 
-    def _hand_item(self, getter: _Parked) -> None:
-        self._getters.leave(getter)
-        entry = self._items.popleft() if getter.left else self._items.pop()
-        getter.entry, getter.layout = entry, self._layout
-        self._handed += 1
-        if not getter.wake():
+    def _hand_item(self, getter: _Getter) -> None:
+        self._handed[getter] = self._items.popleft() if getter.left else self._items.pop()
+        if not getter.waiter.wake():
             # Its loop has closed: nobody will ever resume there.
-            self._return(getter)
+            self._put_back(getter)
 
-    def _hand_room(self, putter: _Parked) -> None:
-        self._putters.leave(putter)
-        # Said before it is woken: in another thread it may look before the next line here runs, and it looks once.
-        putter.done = True
-        putter.layout = self._layout
-        if not putter.wake():
-            putter.done = False
+    def _hand_room(self, putter: _Putter[T]) -> None:
+        # The item is in before the putter is woken: in another thread it may go on at once.
+        putter.entry = self._insert(putter.item, left=putter.left)
+        if not putter.waiter.wake():
+            self._take_out(putter)
+
+    def _put_back(self, getter: _Getter) -> None:
+        """Put an item that was handed out back to where it was, if it is still out."""
+        entry = self._handed.pop(getter, None)
+        if entry is None:
             return
-        item: T = putter.item  # type: ignore[assignment]
-        # Not _insert, which would match again from within.
-        if putter.left:
-            putter.entry = (self._low, item)
-            self._low -= 1
-            self._items.appendleft((putter.entry[0], item))
-        else:
-            putter.entry = (self._high, item)
-            self._high += 1
-            self._items.append((putter.entry[0], item))
-        self._put += 1
-
-    def _return(self, getter: _Parked) -> None:
-        """Put an item that was handed out back to where it was."""
-        entry: tuple[int, T] = getter.entry  # type: ignore[assignment]
-        getter.entry = None
-        self._handed -= 1
-        place, item = entry
+        place = entry[0]
         passed: list[tuple[int, T]] = []
-        if getter.layout != self._layout:
-            # Everything was rearranged since: the end that it was taken from is all that is left of its place.
-            place = self._low if getter.left else self._high
-            self._low -= getter.left
-            self._high += not getter.left
         if getter.left:
             while self._items and self._items[0][0] < place:
                 passed.append(self._items.popleft())
-            self._items.appendleft((place, item))
+            self._items.appendleft(entry)
             self._items.extendleft(reversed(passed))
         else:
             while self._items and self._items[-1][0] > place:
                 passed.append(self._items.pop())
-            self._items.append((place, item))
+            self._items.append(entry)
             self._items.extend(reversed(passed))
+
+    def _take_out(self, putter: _Putter[T]) -> None:
+        """Take out an item that was let in, if it still lies where it was put."""
+        entry, putter.entry = putter.entry, None
+        # Places are compared first and differ, so that no item is asked what it equals.
+        if entry is not None and entry in self._items:
+            self._items.remove(entry)
+            self._removed += 1
+
+    def _rearrange(self, items: deque[T]) -> None:
+        if self._closed:
+            raise anyio.ClosedResourceError
+        if self.maxlen is not None and len(items) + len(self._handed) > self.maxlen:
+            msg = f"func must leave at most maxlen={self.maxlen!r} items, not {len(items)!r}"
+            if self._handed:
+                msg += f" (and {len(self._handed)!r} on their way to getters)"
+            raise ValueError(msg)
+        grown = len(items) - len(self._items)
+        self._put += max(0, grown)
+        self._removed += max(0, -grown)
+        self._items = deque(enumerate(items, self._high))
+        self._high += len(items)
+        # What was handed out from the right goes back to the right of all this, in the order that it had.
+        for getter, (_, item) in sorted(self._handed.items(), key=lambda handed: handed[1][0]):
+            if not getter.left:
+                self._handed[getter] = (self._high, item)
+                self._high += 1
+        self._match()
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
     async def _put_waiting(self, item: T, *, left: bool) -> None:
-        contended = self._lock.locked()
-        parked: _Parked | None = None
-        with self._section:
-            if contended:
-                self._contended += 1
-            if not self._put_now(item, left=left):
-                parked = _Parked(async_waiter(), left=left, putting=True, item=item)
-                self._putters.join(parked)
-        if parked is not None:
-            await self._park(parked)
+        putter = self._enter_put(item, left=left, waits=True)
+        if putter is not None:
+            await self._park(putter.waiter, functools.partial(self._abandon_put, putter))
+            if putter.entry is None:
+                raise anyio.ClosedResourceError
 
     async def _get_waiting(self, *, left: bool) -> T:
-        contended = self._lock.locked()
-        parked: _Parked | None = None
-        taken: list[T] = []
+        found = self._enter_get(left=left, waits=True)
+        if isinstance(found, tuple):
+            return found[1]
+        await self._park(found.waiter, functools.partial(self._abandon_get, found))
         with self._section:
-            if contended:
-                self._contended += 1
-            if self._items:
-                taken.append(self._take(left=left))
-            elif self._closed:
+            entry = self._handed.pop(found, None)
+            if entry is None:
                 raise anyio.ClosedResourceError
-            else:
-                parked = _Parked(async_waiter(), left=left, putting=False)
-                self._getters.join(parked)
-        if parked is None:
-            return taken[0]
-        await self._park(parked)
-        return self._collect(parked)
-
-    async def _park(self, parked: _Parked) -> None:
-        """Wait until served, or until the deque is closed."""
-        try:
-            while not parked.closed and not parked.done and parked.entry is None:
-                await parked.waiter.wait(self.clock, None)
-        except GeneratorExit:
-            self._events.put_from_finalizer(self._lock, functools.partial(self._abandon, parked))
-            raise
-        except BaseException:
-            self._abandon(parked)
-            raise
-        if parked.closed:
-            raise anyio.ClosedResourceError
-
-    def _collect(self, parked: _Parked) -> T:
-        assert parked.entry is not None  # noqa: S101 - _park returned
-        item: T = parked.entry[1]  # type: ignore[assignment]
-        with self._section:
-            self._handed -= 1
             self._got += 1
             self._match()
-        return item
+        return entry[1]
 
-    def _abandon(self, parked: _Parked) -> None:
-        """Undo a wait: leave the queue, give back the item, or take back the one that was put."""
+    async def _park(self, waiter: Waiter, abandon: Callable[[], None]) -> None:
+        """Wait until served, or until the deque is closed; if that ends in any other way, undo the wait."""
+        try:
+            await waiter.wait(self.clock, None)
+        except GeneratorExit:
+            self._events.put_from_finalizer(self._lock, abandon)
+            raise
+        except BaseException:
+            abandon()
+            raise
+
+    def _abandon_get(self, getter: _Getter) -> None:
         with self._section:
-            if parked.putting and parked.done:
-                if parked.layout == self._layout and parked.entry in self._items:
-                    self._items.remove(parked.entry)  # type: ignore[arg-type]
-                    self._put -= 1
-            elif parked.putting:
-                self._putters.leave(parked)
-            elif parked.entry is not None:
-                self._return(parked)
-            else:
-                self._getters.leave(parked)
+            self._getters.pop(getter, None)
+            self._put_back(getter)
+            self._match()
+
+    def _abandon_put(self, putter: _Putter[T]) -> None:
+        with self._section:
+            self._putters.pop(putter, None)
+            self._take_out(putter)
             self._match()
