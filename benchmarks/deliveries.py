@@ -166,7 +166,7 @@ async def bare_httpx(url: str) -> AsyncIterator[Posting]:
 async def service(url: str, data_dir: Path) -> AsyncIterator[Posting]:
     """Give the service on a database in `data_dir`, with one endpoint that takes `IN_FLIGHT` at a time."""
     settings = Settings(
-        allow_http=True, egress_allow=LOOPBACK, max_concurrent=IN_FLIGHT, endpoint_max_concurrent=IN_FLIGHT
+        allow_http=True, egress_allow=LOOPBACK, max_concurrent=2 * IN_FLIGHT, endpoint_max_concurrent=IN_FLIGHT
     )
     async with WebhookService(data_dir, settings=settings) as running:
         await running.register_endpoint(url, secret=SECRET)
