@@ -18,7 +18,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 import anyio.lowlevel
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable, Iterator
     from contextvars import Token
+
+    Runner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 
 __all__ = ["Alarm", "TimeLimit", "alarm", "cancellations", "ending", "remaining_ns", "within"]
 
@@ -204,53 +206,52 @@ class TimeLimit:
         # Replaced whole, so that reading it needs no lock.
         self._queues: dict[asyncio.AbstractEventLoop, _Queue] = {}
 
-    def around(self, call_next: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-        """Return an async function of the same arguments that ends in time or raises TimeoutExceededError."""
+    def around(self, call_next: Runner) -> Runner:
+        """Return a runner that ends in time or raises TimeoutExceededError."""
         limit, limit_ns, clock = self._limit, self._limit_ns, self._clock
         if type(clock) is not SystemClock:
 
-            async def run_in_scope(*args: object) -> Any:  # noqa: ANN401 - the result is the callee's
+            async def run_in_scope(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
                 with ending(limit, limit_ns, clock):
-                    return await call_next(*args)
+                    return await call_next(func, args, kwargs)
 
             return run_in_scope
 
-        monotonic_ns, queue_of = clock.monotonic_ns, self._queue_of
+        monotonic_ns, take_back = clock.monotonic_ns, _DEADLINE.reset
 
-        async def run(*args: object) -> Any:  # noqa: ANN401 - the result is the callee's
+        async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
             task = _asyncio_task()
             if task is None:
                 with ending(limit, limit_ns, clock):
-                    return await call_next(*args)
+                    return await call_next(func, args, kwargs)
             deadline_ns = monotonic_ns() + limit_ns
-            queue = queue_of(task.get_loop())
+            loop = task.get_loop()
+            queue = self._queues.get(loop) or self._new_queue(loop)
             cancelling = task.cancelling()
             token = _publish(clock, deadline_ns)
             place = queue.join(task, deadline_ns)
             try:
-                result = await call_next(*args)
+                result = await call_next(func, args, kwargs)
             except BaseException as error:
+                if token is not None:
+                    _take_back(token)
                 if queue.leave(place):
                     await _raise_if_ours(error, task, cancelling, limit)
                 raise
-            else:
-                if queue.leave(place):
-                    # The callee finished in spite of its cancellation: what it returned stands.
-                    task.uncancel()
-                return result
-            finally:
-                if token is not None:
-                    _take_back(token)
+            if token is not None:
+                take_back(token)
+            if queue.leave(place):
+                # The callee finished in spite of its cancellation: what it returned stands.
+                task.uncancel()
+            return result
 
         return run
 
-    def _queue_of(self, loop: asyncio.AbstractEventLoop) -> _Queue:
-        queue = self._queues.get(loop)
-        if queue is None:
-            queue = _Queue(loop, self._limit_ns)
-            with self._lock:
-                others = {other: its for other, its in self._queues.items() if not other.is_closed()}
-                self._queues = {**others, loop: queue}
+    def _new_queue(self, loop: asyncio.AbstractEventLoop) -> _Queue:
+        queue = _Queue(loop, self._limit_ns)
+        with self._lock:
+            others = {other: its for other, its in self._queues.items() if not other.is_closed()}
+            self._queues = {**others, loop: queue}
         return queue
 
 

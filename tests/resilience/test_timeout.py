@@ -373,9 +373,8 @@ class _Unforgetting(_Queue):
 
 def _with(queue: type[_Queue]) -> type[Timeout]:
     class Limit(TimeLimit):
-        def _queue_of(self, loop: asyncio.AbstractEventLoop) -> _Queue:
-            if loop not in self._queues:
-                self._queues = {loop: queue(loop, self._limit_ns)}
+        def _new_queue(self, loop: asyncio.AbstractEventLoop) -> _Queue:
+            self._queues = {loop: queue(loop, self._limit_ns)}
             return self._queues[loop]
 
     class Mutant(Timeout):

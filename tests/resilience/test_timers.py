@@ -76,7 +76,10 @@ def test_deadline_is_taken_back_however_the_call_ends(world: World) -> None:
         async def by_within(start: Callable[[], Awaitable[None]]) -> None:
             await within(1.0, SECOND, clock, start)
 
-        for limited in (by_timeout, by_within):
+        async def by_an_inner_timeout(start: Callable[[], Awaitable[None]]) -> None:
+            await Timeout(1.0, clock=clock).call(Timeout(5.0, clock=clock).call, start)
+
+        for limited in (by_timeout, by_within, by_an_inner_timeout):
             with pytest.raises(ValueError, match=r"^$"):
                 await limited(fail)
             assert remaining_ns(clock) is None
@@ -196,13 +199,14 @@ def test_calls_that_end_in_time_share_one_timer() -> None:
 def test_one_time_limit_serves_many_loops_and_forgets_the_closed_ones() -> None:
     """Loops in several threads at once have queues of their own; a closed loop is dropped when the next one comes."""
     limit = TimeLimit(1e-9, SystemClock())
+    run = limit.around(lambda func, args, kwargs: func(*args, **kwargs))
     barrier = threading.Barrier(3)
     outcomes: list[str] = []
 
     async def work() -> None:
         barrier.wait()
         try:
-            await limit.around(anyio.sleep)(math.inf)
+            await run(anyio.sleep, (math.inf,), {})
         except TimeoutExceededError as error:
             outcomes.append(str(error))
         barrier.wait()
@@ -217,7 +221,7 @@ def test_one_time_limit_serves_many_loops_and_forgets_the_closed_ones() -> None:
         thread.join()
     assert outcomes == ["timed out after 1e-09 s"] * 3
     assert len(limit._queues) == 2
-    anyio.run(limit.around(_nothing))
+    anyio.run(run, _nothing, (), {})
     assert [loop.is_closed() for loop in limit._queues] == [True]
 
 
