@@ -1,0 +1,280 @@
+"""Policy: what it refuses, what it warns of, and how it tells what it is. What it does is in composition/."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+
+from resilience import (
+    AdaptiveLimiter,
+    Bulkhead,
+    CircuitBreaker,
+    ConstantBackoff,
+    CountWindow,
+    Deadline,
+    Description,
+    FailureRate,
+    Fallback,
+    LayerKind,
+    Policy,
+    PolicyWarning,
+    RateLimiter,
+    Retry,
+    StormGuard,
+    Strategy,
+    Timeout,
+)
+from resilience.layer import Layer
+from tests.resilience.layers import Noting
+
+if TYPE_CHECKING:
+    from resilience.fusing import Runner
+
+
+class Odd(Strategy):
+    """A strategy of a user, whose kind is that of a Timeout, though it has no seconds."""
+
+    kind = LayerKind.TIMEOUT
+
+    def __init__(self, *values: int, hook: object = len, depth: int = 3) -> None:
+        self.values = values
+        self.hook = hook
+        self.depth = depth
+
+    def wrap(self, call_next: Runner) -> Runner:
+        """Let calls pass."""
+        return call_next
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("thing", [None, len, Bulkhead, "retry"], ids=repr)
+def test_what_is_no_layer_is_refused(thing: object) -> None:
+    """It is a ValueError that shows what was given."""
+    with pytest.raises(ValueError, match=r"^layers must be guards, strategies and policies, not ") as caught:
+        Policy(Bulkhead(1), thing)  # type: ignore[arg-type]
+    assert str(caught.value).endswith(f"not {thing!r}")
+
+
+def test_same_layer_twice_is_refused() -> None:
+    """A bulkhead that stood around itself would wait for itself; also if one of the two is in another policy."""
+    bulkhead = Bulkhead(1, name="pool")
+    for layers in ((bulkhead, bulkhead), (bulkhead, Policy(Retry(2), Policy(bulkhead)))):
+        with pytest.raises(ValueError, match=r"^layers must hold each layer once, but <.*> is there twice$"):
+            Policy(*layers)
+    assert Policy(bulkhead, Bulkhead(1, name="pool")).parts[0] is bulkhead
+
+
+def test_name_is_a_string() -> None:
+    """Anything else is a ValueError."""
+    with pytest.raises(ValueError, match=r"^name must be a string, not 3$"):
+        Policy(name=3)  # type: ignore[arg-type]
+
+
+def test_layer_that_is_neither_guard_nor_strategy_has_to_say_what_it_is_made_of() -> None:
+    """A class derived from Layer itself is a TypeError when it is used, unless it has `parts`."""
+
+    class Strange(Layer):
+        pass
+
+    with pytest.raises(TypeError, match=r"^Strange must derive from Guard or Strategy, or say of which parts it consi"):
+        Policy(Strange())
+
+
+def test_parts_are_those_of_nested_policies_too() -> None:
+    """From the outside inwards; `layers` are as they were written."""
+    first, second, third = Bulkhead(1), Retry(2), Noting([])
+    inner = Policy(second, third)
+    policy = Policy(first, Policy(), inner)
+    assert policy.parts == (first, second, third)
+    assert policy.layers[2] is inner
+    assert repr(Policy(inner, Policy(), name="outer")) == f"Policy(Policy({second!r}, {third!r}), Policy())"
+
+
+# -- what is warned of ----------------------------------------------------------------------------------------------
+
+TIMEOUT_OUTSIDE_TIMEOUT = (
+    "Timeout outside Timeout: the time is over before the inner one can end anything, "
+    "so that nothing that took too long is tried again"
+)
+BREAKER_OUTSIDE_RETRY = (
+    "CircuitBreaker 'api' outside Retry: it hears one outcome for all the attempts, "
+    "and stops none of them when the callee is down"
+)
+DOUBTFUL = {
+    "breaker-outside-retry": ((CircuitBreaker(name="api"), Bulkhead(1), Retry(2)), [BREAKER_OUTSIDE_RETRY]),
+    "adaptive-outside-retry": (
+        (AdaptiveLimiter(), Retry(2, name="twice")),
+        ["AdaptiveLimiter outside Retry 'twice': it takes the delays between the attempts for the callee's latency"],
+    ),
+    "retry-outside-fallback": (
+        (Retry(2), Fallback(None)),
+        ["Retry outside Fallback: it never sees a failure, since the fallback has taken its place"],
+    ),
+    "breaker-outside-fallback": (
+        (CircuitBreaker(), Fallback(None, on=Exception)),
+        ["CircuitBreaker outside Fallback: it never sees a failure, since the fallback has taken its place"],
+    ),
+    "same-timeout-for-all-attempts": (
+        (Timeout(2.0), Retry(2), Timeout(2.0)),
+        [TIMEOUT_OUTSIDE_TIMEOUT],
+    ),
+    "longer-timeout-inside": (
+        (Timeout(2), Bulkhead(1), Timeout(2.5, name="call")),
+        ["Timeout outside Timeout 'call': the time is over before the inner one can end anything"],
+    ),
+    "longer-timeout-inside-a-deadline": (
+        (Deadline(1.0), Timeout(2.0)),
+        ["Deadline outside Timeout: the time is over before the inner one can end anything"],
+    ),
+    "several": (
+        (CircuitBreaker(name="api"), Timeout(1.0), Retry(2), Timeout(3.0)),
+        [
+            BREAKER_OUTSIDE_RETRY,
+            TIMEOUT_OUTSIDE_TIMEOUT,
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("order", DOUBTFUL)
+def test_order_that_is_rarely_meant_is_warned_of(order: str) -> None:
+    """Each doubtful pair is a PolicyWarning at the line that composes, and a line of the description."""
+    layers, doubts = DOUBTFUL[order]
+    with pytest.warns(PolicyWarning) as caught:
+        policy = Policy(*layers)
+    assert [str(warning.message) for warning in caught] == [
+        f"{doubt}; nest policies if that is meant" for doubt in doubts
+    ]
+    assert {warning.filename for warning in caught} == {__file__}
+    assert policy.describe().warnings == tuple(doubts)
+    assert str(policy.describe()).splitlines()[-len(doubts) :] == [f"  ! {doubt}" for doubt in doubts]
+
+
+@pytest.mark.parametrize("order", DOUBTFUL)
+def test_order_that_is_meant_is_nested(order: str) -> None:
+    """Whoever puts layers into policies of their own has said what they mean, and hears nothing."""
+    layers, _ = DOUBTFUL[order]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        policy = Policy(*(Policy(layer) for layer in layers))
+    assert policy.parts == layers
+    assert policy.describe().warnings == ()
+
+
+SENSIBLE: dict[str, tuple[Layer, ...]] = {
+    "all-five-and-a-timeout-each": (
+        Timeout(10.0),
+        Retry(3),
+        CircuitBreaker(),
+        RateLimiter(1.0, 1),
+        Bulkhead(1),
+        Timeout(2.0),
+    ),
+    "timeout-for-each-attempt": (Retry(3), Timeout(10.0), CircuitBreaker()),
+    "breakers-on-both-sides": (CircuitBreaker(name="gateway"), Retry(3), CircuitBreaker(name="node")),
+    "fallback-outermost": (Fallback(None), CircuitBreaker(), Retry(3), CircuitBreaker()),
+    "fallback-from-some": (Retry(3), Fallback(None, on=ConnectionError), CircuitBreaker()),
+    "fallback-from-what-a-predicate-says": (
+        Retry(3),
+        Fallback(None, on=lambda error: bool(error.args)),
+        CircuitBreaker(),
+    ),
+    "guards-alone": (RateLimiter(1.0, 1), Bulkhead(1), StormGuard(), AdaptiveLimiter(), CircuitBreaker()),
+    "guards-outside-retry": (Bulkhead(1), RateLimiter(1.0, 1), Retry(3), AdaptiveLimiter()),
+    "deadline-that-began-earlier": (Timeout(2.0), Deadline(2.0)),
+    "timeout-without-seconds-inside": (Timeout(2.0), Odd()),
+    "timeout-without-seconds-outside": (Odd(), Timeout(2.0)),
+    "nothing": (),
+}
+
+
+@pytest.mark.parametrize("order", SENSIBLE)
+def test_sensible_order_is_not_warned_of(order: str) -> None:
+    """Nothing is said about an order that has its uses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Policy(*SENSIBLE[order]).describe().warnings == ()
+
+
+# -- how it tells what it is ----------------------------------------------------------------------------------------
+
+
+def test_description_is_data() -> None:
+    """A frozen tree of kinds, names and settings."""
+    breaker = CircuitBreaker(3, 30.0, name="billing")
+    policy = Policy(Retry(4, backoff=ConstantBackoff(1.0)), Policy(breaker, name="inner"), name="outer")
+    description = policy.describe()
+    assert description == Description(
+        type="Policy",
+        kind=LayerKind.POLICY,
+        name="outer",
+        layers=(
+            Description(type="Retry", kind=LayerKind.RETRY, settings={"attempts": 4, "backoff": ConstantBackoff(1.0)}),
+            Description(
+                type="Policy",
+                kind=LayerKind.POLICY,
+                name="inner",
+                layers=(
+                    Description(
+                        type="CircuitBreaker",
+                        kind=LayerKind.CIRCUIT_BREAKER,
+                        name="billing",
+                        settings={"failure_threshold": 3, "recovery_timeout": 30.0},
+                    ),
+                ),
+            ),
+        ),
+    )
+    assert description != Policy(name="outer").describe()
+    assert {description: "found"}[policy.describe()] == "found"
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        description.name = "other"  # type: ignore[misc]
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        description.layers[0].settings["attempts"] = 5  # type: ignore[index]
+
+
+def test_description_is_text() -> None:
+    """A line for each layer, indented by one step for each policy around it."""
+    policy = Policy(
+        Timeout(10.0),
+        Retry(3, backoff=ConstantBackoff(1.0), on_result=bool),
+        Policy(CircuitBreaker(name="billing"), RateLimiter(50.0, 50, max_wait=1.0), name="guards"),
+        Bulkhead(20, name="pool"),
+        name="billing",
+    )
+    assert str(policy.describe()) == (
+        "Policy 'billing'\n"
+        "  Timeout(seconds=10.0)\n"
+        "  Retry(attempts=3, on_result=bool, backoff=ConstantBackoff(delay=1.0))\n"
+        "  Policy 'guards'\n"
+        "    CircuitBreaker(failure_threshold=5, recovery_timeout=60.0) 'billing'\n"
+        "    RateLimiter(rate=50.0, capacity=50, max_wait=1.0)\n"
+        "  Bulkhead(max_concurrent=20) 'pool'"
+    )
+
+
+def test_description_is_a_snapshot() -> None:
+    """It tells what is set when it is asked for, and does not follow."""
+    limiter = RateLimiter(1.0, 10)
+    before = limiter.describe()
+    limiter.update(rate=2.0)
+    assert before.settings == {"rate": 1.0, "capacity": 10}
+    assert limiter.describe().settings == {"rate": 2.0, "capacity": 10}
+
+
+def test_breaker_tells_what_opens_it() -> None:
+    """Its conditions, where they are not a number of failures in a row."""
+    trip = FailureRate(0.5, CountWindow(10), 5)
+    assert CircuitBreaker(trip=trip).describe().settings == {"trip": (trip,), "recovery_timeout": 60.0}
+
+
+def test_layers_of_users_describe_themselves() -> None:
+    """By what they show under the names of their arguments; a function is told by its name."""
+    assert str(Odd(1, 2, hook=max).describe()) == "Odd(values=(1, 2), hook=max)"
+    assert str(Noting([], "mine").describe()) == "Noting(log=[], refused=frozenset()) 'mine'"
+    assert str(Policy(Odd(depth=4)).describe()) == "Policy\n  Odd(values=(), depth=4)"
