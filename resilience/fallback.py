@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilience.callables import is_kind
 from resilience.events import FellBack, announce
-from resilience.fusing import END, step
+from resilience.fusing import END, close, step
 from resilience.layer import LayerKind, Strategy
 from resilience.machines.checks import callable_or_none, string
 from resilience.outcome import matcher
@@ -153,7 +153,7 @@ class Fallback(Strategy):
                     except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
                         thrown = exception
             finally:
-                await stream.aclose()
+                await close(stream)
 
         return run
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.events import RetryScheduled, announce
-from resilience.fusing import END, step
+from resilience.fusing import END, close, step
 from resilience.layer import LayerKind, Strategy
 from resilience.machines.backoff import Backoff, ExponentialBackoff, as_backoff
 from resilience.machines.checks import callable_or_none, positive, positive_int, string
@@ -216,7 +216,7 @@ class Retry(Strategy):
                 else:
                     return
                 finally:
-                    await stream.aclose()
+                    await close(stream)
                 await self.clock.sleep(seconds(delay_ns))
 
         return run

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds
 from resilience.clock import seconds as as_seconds
 from resilience.errors import TimeoutExceededError
-from resilience.fusing import END, step
+from resilience.fusing import END, close, step
 from resilience.layer import LayerKind, Strategy
 from resilience.machines.checks import positive, string
 from resilience.timers import TimeLimit, ending, within
@@ -236,4 +236,4 @@ async def _in_time(
             except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
                 thrown = exception
     finally:
-        await stream.aclose()
+        await close(stream)

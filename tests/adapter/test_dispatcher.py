@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import attrs
 import httpx
@@ -615,6 +616,8 @@ async def test_a_store_that_closes_under_it_ends_the_dispatcher_with_a_warning(
         with anyio.fail_after(PATIENCE):
             while (await service.health()).dispatcher == "ok":
                 clock.advance(1.0)
+                # With its store closed, asking for the health waits for nothing.
+                await anyio.lowlevel.checkpoint()
         assert not (await service.health()).ok
     assert "closed under the dispatcher" in caplog.text
 
