@@ -11,6 +11,7 @@ from resilience.bulkhead import Bulkhead
 from resilience.circuit_breaker import CircuitBreaker, CircuitState, Isolation
 from resilience.clock import CallbackClock, Clock, SystemClock
 from resilience.coalescing import Coalesced, Coalescer, Fate
+from resilience.describing import Description, LayerKind
 from resilience.errors import (
     BulkheadFullError,
     CircuitOpenError,
@@ -24,7 +25,7 @@ from resilience.errors import (
 from resilience.fallback import Fallback
 from resilience.guarded_deque import AsyncGuardedDeque
 from resilience.hedge import Hedge
-from resilience.layer import Guard, Layer, LayerKind, Permit, Statistics, Strategy
+from resilience.layer import Guard, Layer, Permit, Statistics, Strategy
 from resilience.machines.backoff import (
     Backoff,
     ConstantBackoff,
@@ -37,7 +38,7 @@ from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.limits import AIMD, Gradient2, Vegas
 from resilience.machines.tripping import ConsecutiveFailures, CountWindow, FailureRate, SlowCallRate, TimeWindow
 from resilience.outcome import Verdict
-from resilience.policy import Policy
+from resilience.policy import Policy, PolicyWarning
 from resilience.rate_limiter import RateLimiter, Reservation
 from resilience.retry import Attempt, Attempts, Retry
 from resilience.retry_budget import RetryBudget
@@ -64,6 +65,7 @@ __all__ = [
     "ConstantBackoff",
     "CountWindow",
     "Deadline",
+    "Description",
     "ExponentialBackoff",
     "FailureRate",
     "Fallback",
@@ -82,6 +84,7 @@ __all__ = [
     "NotUntil",
     "Permit",
     "Policy",
+    "PolicyWarning",
     "RateLimitedError",
     "RateLimiter",
     "RejectedError",

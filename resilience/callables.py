@@ -31,7 +31,7 @@ __all__ = ["decorate", "enclose", "is_kind"]
 
 def decorate(title: str, parts: tuple[Deciding | Controlling, ...], func: Callable[..., Any]) -> Callable[..., Any]:
     """Return `func` with these parts around it; raise TypeError, in the name of `title`, for what they cannot guard."""
-    if not callable(func):
+    if not callable(func) and not isinstance(func, classmethod):
         msg = f"{title} can only decorate a callable, not {func!r}"
         raise TypeError(msg)
     refused = _unguardable(func)

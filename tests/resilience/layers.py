@@ -111,8 +111,15 @@ class Again(Strategy):
             self.log.append((self.name, "begins"))
             stream = call_next(func, args, kwargs)
             try:
-                while (item := await step(stream, None, None)) is not END:
-                    yield item
+                sent = thrown = None
+                while (item := await step(stream, sent, thrown)) is not END:
+                    sent = thrown = None
+                    try:
+                        sent = yield item
+                    except GeneratorExit:
+                        raise
+                    except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
+                        thrown = exception
             finally:
                 self.log.append((self.name, "ends"))
                 await close(stream)
