@@ -15,6 +15,7 @@ from resilience.describing import Description, LayerKind
 from resilience.errors import (
     BulkheadFullError,
     CircuitOpenError,
+    KeysExhaustedError,
     LimitExceededError,
     RateLimitedError,
     RejectedError,
@@ -25,7 +26,8 @@ from resilience.errors import (
 from resilience.fallback import Fallback
 from resilience.guarded_deque import AsyncGuardedDeque
 from resilience.hedge import Hedge
-from resilience.layer import Guard, Layer, Permit, Statistics, Strategy
+from resilience.keyed import Keyed, KeyedStatistics
+from resilience.layer import EVERYTHING, Everything, Guard, Layer, Permit, Remains, Statistics, Strategy
 from resilience.machines.backoff import (
     Backoff,
     ConstantBackoff,
@@ -47,6 +49,7 @@ from resilience.timeout import Deadline, Timeout
 
 __all__ = [
     "AIMD",
+    "EVERYTHING",
     "AdaptiveLimiter",
     "AsyncGuardedDeque",
     "Attempt",
@@ -66,6 +69,7 @@ __all__ = [
     "CountWindow",
     "Deadline",
     "Description",
+    "Everything",
     "ExponentialBackoff",
     "FailureRate",
     "Fallback",
@@ -75,6 +79,9 @@ __all__ = [
     "Guard",
     "Hedge",
     "Isolation",
+    "Keyed",
+    "KeyedStatistics",
+    "KeysExhaustedError",
     "Layer",
     "LayerKind",
     "LimitExceededError",
@@ -88,6 +95,7 @@ __all__ = [
     "RateLimitedError",
     "RateLimiter",
     "RejectedError",
+    "Remains",
     "Reservation",
     "ResilienceError",
     "Retry",

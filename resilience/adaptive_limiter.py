@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 from resilience.errors import LimitExceededError
 from resilience.events import LimitChanged, calls_for
 from resilience.fusing import SETTLED
-from resilience.layer import Guard, LayerKind, Permit, Statistics
+from resilience.layer import EVERYTHING, Everything, Guard, LayerKind, Permit, Statistics
 from resilience.machines.checks import positive
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.limits import Gradient2, LimitAlgorithm
@@ -181,6 +181,10 @@ class AdaptiveLimiter(QueueingGuard):
             calls = calls_for(LimitChanged(guard=self.label, old=old, new=new, at_ns=now_ns))
             if calls:
                 self._events.put(*calls)
+
+    def remains(self) -> Everything | None:
+        """Return None if nothing is under way, and no call has taught it anything yet."""
+        return EVERYTHING if self._succeeded or self._failed else super().remains()
 
     def judge_exception(self, exception: BaseException) -> Verdict:
         """Judge by `is_failure`."""

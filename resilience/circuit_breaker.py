@@ -16,7 +16,7 @@ from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.errors import CircuitOpenError
 from resilience.events import StateChanged, calls_for
 from resilience.fusing import SETTLED
-from resilience.layer import Guard, LayerKind, Permit, Statistics, Tally
+from resilience.layer import EVERYTHING, Everything, Guard, LayerKind, Permit, Statistics, Tally
 from resilience.machines.backoff import Backoff, is_backoff
 from resilience.machines.breaker import Breaker, CircuitState
 from resilience.machines.checks import positive, positive_int
@@ -91,6 +91,7 @@ class CircuitBreaker(Guard):
         "_is_failure",
         "_is_failure_result",
         "_last_failure_ns",
+        "_late",
         "_line",
         "_machine",
         "_on_state_change",
@@ -160,7 +161,7 @@ class CircuitBreaker(Guard):
         self._forgets_on_success = is_failure_result is None and all(
             isinstance(condition, ConsecutiveFailures) for condition in conditions
         )
-        self._succeeded = self._failed = self._ignored = self._cancelled = 0
+        self._succeeded = self._failed = self._ignored = self._cancelled = self._late = 0
 
     # -- what it is now ---------------------------------------------------------------------------------------------
 
@@ -319,6 +320,8 @@ class CircuitBreaker(Guard):
                 self._succeeded += 1
             if machine.changes:
                 self._announce()
+        else:
+            self._late += 1
 
     def settle_result(self, permit: Permit, result: object) -> None:
         """Settle by the result that a call ended with.
@@ -345,6 +348,16 @@ class CircuitBreaker(Guard):
     def judge_result(self, result: object) -> Verdict:
         """Judge by `is_failure_result`."""
         return verdict_of_result(result, self._is_failure_result)
+
+    def remains(self) -> Everything | None:
+        """Return None if the circuit is closed, counts nothing, and no call is under way that it would count."""
+        now_ns = self._line.at(self.clock.monotonic_ns())
+        self._tick(now_ns)
+        # In this order: a call that is admitted meanwhile, without the lock, is one more under way rather than none.
+        settled = self._succeeded + self._failed + self._ignored + self._cancelled + self._late
+        settled += self._plain_successes.value
+        under_way = self._admissions.value - settled
+        return None if self._machine.is_fresh(now_ns) and not under_way else EVERYTHING
 
     def renew(self, permit: Permit) -> None:
         """Begin the lease of a probe anew: a stream that gives items is alive."""

@@ -7,6 +7,7 @@
         StormError                            more events than the window allows
         BulkheadFullError                     all permits taken, and no place in the queue
         LimitExceededError                    as many calls in flight as the learnt limit allows
+        KeysExhaustedError                    no room for another key, and no guard that may be dropped
       TimeoutExceededError                    a Timeout's deadline passed (also a builtin TimeoutError)
 
 Rules of this module: a rejection is a fresh exception each time (a shared one would grow a traceback for ever), it
@@ -18,6 +19,7 @@ from __future__ import annotations
 __all__ = [
     "BulkheadFullError",
     "CircuitOpenError",
+    "KeysExhaustedError",
     "LimitExceededError",
     "RateLimitedError",
     "RejectedError",
@@ -80,6 +82,12 @@ class LimitExceededError(RejectedError):
     """All that an AdaptiveLimiter's limit allows the call is in use, and its queue was full, too slow or cut short."""
 
     reason = "is at its limit"
+
+
+class KeysExhaustedError(RejectedError):
+    """A Keyed has as many keys as it may, and none whose guard could be dropped without a trace."""
+
+    reason = "has no room for another key"
 
 
 class TimeoutExceededError(ResilienceError, TimeoutError):

@@ -76,6 +76,9 @@ class Fallback(Strategy):
         self.on_result = callable_or_none("on_result", on_result)
         self.name = string("name", name)
 
+    def remains(self) -> None:
+        """Return None: nothing is left of a call that is over."""
+
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that falls back. A checkpoint if the call or the fallback is one; cancellation goes on."""
         if self._is_stream:

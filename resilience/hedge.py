@@ -27,7 +27,7 @@ import anyio
 
 from resilience.clock import SystemClock, nanoseconds, seconds
 from resilience.events import HedgeStarted, announce
-from resilience.layer import LayerKind, Strategy
+from resilience.layer import EVERYTHING, Everything, LayerKind, Strategy
 from resilience.machines.checks import callable_or_none, non_negative, positive_int, string
 from resilience.machines.quantile import WindowedQuantile
 from resilience.outcome import matcher
@@ -131,6 +131,11 @@ class Hedge(Strategy):
         self._delay_ns = None if delay is None else nanoseconds(delay)
         self._min_delay_ns = nanoseconds(min_delay)
         self._lock = threading.Lock()
+
+    def remains(self) -> Everything | None:
+        """Return None unless it has learnt something, or its budget is not what it was at first."""
+        learnt = self.delay is None and len(self._times)
+        return EVERYTHING if learnt or (self.budget is not None and not self.budget.is_fresh()) else None
 
     def current_delay(self) -> float | None:
         """Return after how many seconds a call that began now would be hedged; None if it would not be. Any thread."""

@@ -13,12 +13,14 @@ It knows no particular guard or strategy. Write your own by deriving from `Guard
 
 from __future__ import annotations
 
+import enum
 import functools
 import itertools
 import threading
 from abc import ABC, abstractmethod
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
 
 import attrs
 
@@ -33,14 +35,25 @@ from resilience.outcome import Verdict, any_exception, verdict_of_exception
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
-    from contextlib import AbstractAsyncContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from types import TracebackType
     from typing import Self
 
     from resilience.clock import Clock
     from resilience.fusing import BlockingRunner, StreamRunner
 
-__all__ = ["Guard", "Layer", "LayerKind", "Permit", "Statistics", "Strategy", "Tally"]
+__all__ = [
+    "EVERYTHING",
+    "Everything",
+    "Guard",
+    "Layer",
+    "LayerKind",
+    "Permit",
+    "Remains",
+    "Statistics",
+    "Strategy",
+    "Tally",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -66,6 +79,23 @@ class Statistics:
     waiting: int = 0
     in_use: int = 0
     limit: int = 0
+
+
+Remains: TypeAlias = int | tuple[int, ...]
+"""What calls have left behind in a part, small enough to be kept in its stead: an instant, or several.
+
+The first is the reading of the part's clock from which on nothing is left, without anybody's doing.
+"""
+
+
+class Everything(enum.Enum):
+    """The type of EVERYTHING."""
+
+    EVERYTHING = "everything"
+
+
+EVERYTHING: Final = Everything.EVERYTHING
+"""The remains of a part that nothing less than the part itself could stand for."""
 
 
 class Tally:
@@ -128,7 +158,28 @@ class Layer(ABC):
 
         Raises TypeError for what the layer cannot guard, so that nothing is ever silently unprotected.
         """
-        return cast("Callable[P, T]", decorate(type(self).__name__, self.parts, func))
+        decorated = decorate(type(self).__name__, self.parts, func)
+        # Whoever holds the function holds the layer, not only its parts: a Keyed wants to know.
+        vars(decorated)["__layer__"] = self
+        return cast("Callable[P, T]", decorated)
+
+    def _loosen(self) -> None:
+        """Forget the composed runner, which refers back to the layer; it is composed again when there is a call."""
+        with suppress(AttributeError):
+            del self._run_
+
+    def is_fresh(self) -> bool:
+        """Tell whether the layer will decide as one newly made would, whatever comes. Not a checkpoint; any thread.
+
+        A call under way keeps a layer from being fresh where its end could make a difference. What has been counted
+        for `statistics()` makes none. The answer holds for the instant; whoever acts on it sees to it that nobody uses
+        the layer meanwhile.
+        """
+        for part in self.parts:
+            with part._section:  # noqa: SLF001 - its parts are layers too
+                if part.remains() is not None:
+                    return False
+        return True
 
     def settings(self) -> dict[str, object]:
         """Return what the layer was made with, by the names of its arguments, as far as that is worth telling."""
@@ -145,6 +196,9 @@ class Strategy(Layer):
     """A layer that controls how and when the next runner is called."""
 
     __slots__ = ()
+
+    #: A guard has a lock; what a strategy keeps, if anything, it guards itself.
+    _section: ClassVar[AbstractContextManager[None]] = nullcontext()
 
     @abstractmethod
     def wrap(self, call_next: Runner) -> Runner:
@@ -165,6 +219,14 @@ class Strategy(Layer):
         something about that, it does with a manager what it does with any stream.
         """
         return self.wrap_stream(call_next)
+
+    def remains(self) -> Remains | Everything | None:
+        """Return what calls have left behind, as a guard does; None for a strategy that keeps nothing between calls."""
+        return EVERYTHING
+
+    def resume(self, remains: Remains) -> None:
+        """Take up the remains of another, as a guard does."""
+        raise NotImplementedError
 
 
 class Guard(Layer):
@@ -303,6 +365,19 @@ class Guard(Layer):
     def statistics(self) -> Statistics:
         """Return a frozen snapshot, read without stopping the guard. Not a checkpoint; any thread."""
         return Statistics(admitted=self._admitted, rejected=self._rejected, contended=self._contended)
+
+    def remains(self) -> Remains | Everything | None:
+        """Return what calls have left behind; the guard's lock is held.
+
+        None says that the guard is fresh. Anything but EVERYTHING can be given to `resume` of another guard, newly made
+        in the same way, which then decides as this one would have. A guard that says neither (the default) is kept as
+        it is for ever by a `Keyed`.
+        """
+        return EVERYTHING
+
+    def resume(self, remains: Remains) -> None:
+        """Take up the remains of another guard, instead of being fresh. Nobody else has seen this guard yet."""
+        raise NotImplementedError
 
     def _wait_for_lock(self) -> None:
         """Take the lock that was found taken, and count that."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds
 from resilience.fusing import SETTLED
-from resilience.layer import Guard, Permit, Statistics
+from resilience.layer import EVERYTHING, Everything, Guard, Permit, Statistics
 from resilience.machines.checks import non_negative, whole_number
 from resilience.machines.decision import NotUntil
 from resilience.machines.permits import Permits
@@ -151,6 +151,10 @@ class QueueingGuard(Guard):
                 self._hand_on()
         if self._pending:
             self._after()
+
+    def remains(self) -> Everything | None:
+        """Return None if no permit is out and nobody waits."""
+        return EVERYTHING if self._permits.in_use or self._queue else None
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.errors import RateLimitedError
 from resilience.fusing import SETTLED
-from resilience.layer import Guard, LayerKind, Permit, Statistics
+from resilience.layer import EVERYTHING, Everything, Guard, LayerKind, Permit, Remains, Statistics
 from resilience.machines.checks import non_negative, positive
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.token_bucket import TokenBucket
@@ -268,6 +268,24 @@ class RateLimiter(Guard):
                 self._admitted -= 1
                 self._grant(self._line.at(self.clock.monotonic_ns()))
                 self._queue.wake_leaders()
+
+    def remains(self) -> int | Everything | None:
+        """Return when the bucket will be full; None if it is.
+
+        A reservation, a turn that was scheduled, or terms that were updated take more than that to tell.
+        """
+        now_ns = self._line.at(self.clock.monotonic_ns())
+        self._grant(now_ns)
+        if self._waiters or self._bucket.unsettled:
+            return EVERYTHING
+        full_at_ns = self._bucket.full_at()
+        # As the clock itself counts: another limiter's line begins anew.
+        return full_at_ns - self._line.offset_ns if full_at_ns > now_ns else None
+
+    def resume(self, remains: Remains) -> None:
+        """Have as few tokens as the other limiter has by now. Should the clock have fallen back meanwhile, none."""
+        full_at_ns = remains if isinstance(remains, int) else remains[0]
+        self._bucket.fill_at(self._line.last_ns, full_at_ns)
 
     def _line_now(self, clock_ns: int) -> int:
         with self._section:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.events import RetryScheduled, announce
 from resilience.fusing import END, close, step
-from resilience.layer import LayerKind, Strategy
+from resilience.layer import EVERYTHING, Everything, LayerKind, Strategy
 from resilience.machines.backoff import Backoff, ExponentialBackoff, as_backoff
 from resilience.machines.checks import callable_or_none, positive, positive_int, string
 from resilience.machines.retrying import GiveUp, RetryAfter, decide
@@ -121,6 +121,10 @@ class Retry(Strategy):
             msg = f"random must be a random.Random, not {random!r}"
             raise ValueError(msg)
         self.random = random_module.Random() if random is None else random
+
+    def remains(self) -> Everything | None:
+        """Return None, since nothing is left of a call that is over, unless its budget is not what it was at first."""
+        return None if self.budget is None or self.budget.is_fresh() else EVERYTHING
 
     def settings(self) -> dict[str, object]:
         """Return the attempts in all, and what else differs from the defaults."""

@@ -56,6 +56,11 @@ class RetryBudget:
         with self._lock:
             return self._budget.spend(self._line.at(self.clock.monotonic_ns()))
 
+    def is_fresh(self) -> bool:
+        """Tell whether there is as much to spend as there was at first. Any thread."""
+        with self._lock:
+            return self._budget.is_fresh(self._line.at(self.clock.monotonic_ns()))
+
     @property
     def available(self) -> float:
         """The retries that could be paid for now."""

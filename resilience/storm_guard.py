@@ -18,7 +18,7 @@ from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.errors import StormError
 from resilience.events import StormEnded, StormStarted, calls_for
 from resilience.fusing import SETTLED
-from resilience.layer import Guard, LayerKind, Permit, Statistics
+from resilience.layer import EVERYTHING, Everything, Guard, LayerKind, Permit, Remains, Statistics
 from resilience.machines.checks import non_negative, positive, positive_int, whole_number
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.fairness import KeyShares
@@ -258,6 +258,28 @@ class StormGuard(Guard):
     def settle(self, permit: Permit, verdict: Verdict) -> None:  # noqa: ARG002 - no verdict undoes an event
         """Note that the event is done with; an event that came has come, however it ended."""
         permit.generation = SETTLED
+
+    def remains(self) -> Remains | Everything | None:
+        """Return what is in the window: when its last event will have left it, then the instants of the others.
+
+        None if it is empty. A storm, keys with their shares, or a sample half taken are more than can be told.
+        """
+        now_ns = self._now()
+        window, sampler = self._window, self._sampler
+        events = window.events(now_ns)
+        if window.in_storm or (sampler is not None and not sampler.between_runs) or (self._shares and events):
+            return EVERYTHING
+        if not events:
+            return None
+        *others, last = (at_ns - self._line.offset_ns for at_ns in events)
+        over_at_ns = last + window.window_ns + 1
+        return (over_at_ns, *others) if others else over_at_ns
+
+    def resume(self, remains: Remains) -> None:
+        """Have those events in the window; should the clock have fallen back meanwhile, none is of later than now."""
+        over_at_ns, *others = (remains,) if isinstance(remains, int) else remains
+        for at_ns in (*others, over_at_ns - self._window.window_ns - 1):
+            self._window.take(min(at_ns, self._line.last_ns))
 
     def _line_now(self, clock_ns: int) -> int:
         with self._section:

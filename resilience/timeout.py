@@ -68,6 +68,9 @@ class Timeout(Strategy):
         self.clock: Clock = SystemClock() if clock is None else clock
         self._limit = TimeLimit(seconds, self.clock)
 
+    def remains(self) -> None:
+        """Return None: nothing is left of a call that is over."""
+
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that ends in time. A checkpoint if the call is one; cancellation goes on."""
         return self._limit.around(call_next)

@@ -203,6 +203,11 @@ class Breaker:
         else:
             self._close(now_ns)
 
+    def is_fresh(self, now_ns: int) -> bool:
+        """Tell whether the circuit is as good as new, calls under way aside. Tick first."""
+        self.tripwire.age(now_ns)
+        return self.state is CircuitState.CLOSED and self.tripwire.blank
+
     @property
     def probes(self) -> int:
         """The probes under way."""

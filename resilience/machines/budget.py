@@ -23,7 +23,7 @@ _NANOSECONDS = 1_000_000_000
 class Budget:
     """What may still be spent on retries; not locked."""
 
-    __slots__ = ("_earned", "_per_first", "_per_nanosecond", "_per_retry", "_reserve", "_seen_ns")
+    __slots__ = ("_at_first", "_earned", "_per_first", "_per_nanosecond", "_per_retry", "_reserve", "_seen_ns")
 
     def __init__(self, ratio: float, per_second: float, reserve_for: float, now_ns: int) -> None:
         trickle, share = exact_fraction(per_second) / _NANOSECONDS, exact_fraction(ratio)
@@ -33,7 +33,7 @@ class Budget:
         self._per_first = int(share * self._per_retry)
         # Room for at least one, or a small ratio alone could never earn a retry.
         self._reserve = max(int(reserve * self._per_retry), self._per_retry)
-        self._earned = int(reserve * self._per_retry)
+        self._earned = self._at_first = int(reserve * self._per_retry)
         self._seen_ns = now_ns
 
     def first_attempt(self, now_ns: int) -> None:
@@ -53,6 +53,11 @@ class Budget:
         """Return the retries that could be paid for now."""
         self._trickle(now_ns)
         return self._earned / self._per_retry
+
+    def is_fresh(self, now_ns: int) -> bool:
+        """Tell whether there is as much as at first."""
+        self._trickle(now_ns)
+        return self._earned == self._at_first
 
     def _trickle(self, now_ns: int) -> None:
         self._earned = min(self._reserve, self._earned + (now_ns - self._seen_ns) * self._per_nanosecond)

@@ -42,6 +42,9 @@ class WindowedQuantile:
         self._by_size = array("q")
         self._oldest = 0
 
+    def __len__(self) -> int:
+        return len(self._by_age)
+
     def add(self, value: int) -> None:
         """Take in a value; what is out of the range counts as its nearer end."""
         value = min(max(value, 0), _MOST)

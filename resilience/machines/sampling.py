@@ -20,6 +20,11 @@ class Sampler:
         self._place = 0
         self._chosen = 0
 
+    @property
+    def between_runs(self) -> bool:
+        """Whether the next one is the first of a run, as with a sampler that is new."""
+        return not self._place
+
     def passes(self, u: float) -> bool:
         """Return whether this one passes; `u` in [0, 1) is the place in its run, if it is the first of one."""
         place = self._place

@@ -103,6 +103,10 @@ class SlidingWindow:
         entry = self._ring[self._next - within]
         return None if entry is None else entry + self.window_ns + 1
 
+    def events(self, now_ns: int) -> tuple[int, ...]:
+        """Return the instants of the admissions in [now - window, now], oldest first."""
+        return tuple(self._ring[self._next - age] or 0 for age in range(self.count(now_ns), 0, -1))
+
     def count(self, now_ns: int) -> int:
         """Return the number of admissions in [now - window, now]; O(log limit)."""
         low, high = 0, self.limit

@@ -102,6 +102,20 @@ class TokenBucket:
         """Return the first nanosecond at which a call of this cost is admitted, after `ahead` units of others."""
         return -((self.burst - self.tat - ahead - units) // self.per_nanosecond)
 
+    def full_at(self) -> int:
+        """Return the first nanosecond at which the bucket is full, if nothing more is taken."""
+        return -(-self.tat // self.per_nanosecond)
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether there is more to this bucket than when it is full: grants that may come back, or other terms."""
+        return self._outstanding > 0 or self.generation > 0
+
+    def fill_at(self, now_ns: int, full_at_ns: int) -> None:
+        """Be full from that instant on, as another bucket of these terms is; no emptier now than a bucket can be."""
+        scale = self.per_nanosecond
+        self.tat = min(full_at_ns * scale, now_ns * scale + self.burst)
+
     def available(self, now_ns: int) -> float:
         """Return the tokens in the bucket."""
         return (self.burst - self._debt(now_ns)) / self.per_token

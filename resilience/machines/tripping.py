@@ -39,6 +39,11 @@ class Tripwire(Protocol):
         """The failures counted now."""
         ...
 
+    @property
+    def blank(self) -> bool:
+        """Whether nothing is counted now, so that these counters are as good as new."""
+        ...
+
     def record(self, now_ns: int, *, failed: bool, slow: bool) -> bool:
         """Count one outcome; return True if the circuit trips."""
         ...
@@ -159,6 +164,11 @@ class Tripwires:
         """The failures counted now, by the first condition."""
         return self._wires[0].failures
 
+    @property
+    def blank(self) -> bool:
+        """Whether no condition counts anything now."""
+        return all(wire.blank for wire in self._wires)
+
     def forget(self) -> None:
         """Count a success with every condition."""
         for wire in self._wires:
@@ -183,6 +193,10 @@ class _Consecutive:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.failures = 0
+
+    @property
+    def blank(self) -> bool:
+        return not self.failures
 
     def forget(self) -> None:
         self.failures = 0
@@ -279,6 +293,10 @@ class _Rate:
     @property
     def failures(self) -> int:
         return self._counts.failed
+
+    @property
+    def blank(self) -> bool:
+        return not self._counts.calls
 
     def age(self, now_ns: int) -> None:
         self._counts.age(now_ns)
