@@ -294,17 +294,16 @@ class Dispatcher:
         due_at = await self._store.next_due_at(exclude=full)
         if due_at is None:
             if idle and not self._active:
-                await self._tell_if_idle(idle, full)
+                await self._tell_if_idle(idle)
             return min(_LOOK_AROUND, room.opens_in)
         left = due_at - self._wall()
         # Due, and yet not claimed: behind what is in flight, which wakes us, or written a moment ago.
         return min(_LOOK_AROUND, room.opens_in, left if left > 0 else 2 * _SOON)
 
-    async def _tell_if_idle(self, idle: list[Waiter], full: list[str]) -> None:
+    async def _tell_if_idle(self, idle: list[Waiter]) -> None:
         """Wake those who wait for it if nothing is pending behind a guard, and no other process has anything."""
-        if full and await self._store.next_due_at() is not None:
-            return
-        if (await self._store.statistics()).leased:
+        # Due is asked last, and of all: what was leased a moment ago may have been given back since.
+        if (await self._store.statistics()).leased or await self._store.next_due_at() is not None:
             return
         for waiter in idle:
             waiter.granted = True
