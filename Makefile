@@ -4,7 +4,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench docs requirements clean environment-run environment-dev
+.PHONY: help demo test check bench docs requirements clean environment-run environment-dev environment-peers
 
 export PYTHON
 python := .venv/bin/python
@@ -43,3 +43,6 @@ environment-run:
 
 environment-dev:
 	@./tools/environment.sh dev
+
+environment-peers:
+	@./tools/environment.sh peers

@@ -1,17 +1,18 @@
 #!/bin/sh
-# Make or renew .venv: tools/environment.sh run | dev
+# Make or renew .venv: tools/environment.sh run | dev | peers
 #
 #   run   what the packages and their command line need (make demo)
 #   dev   that, and everything that tests, checks, benchmarks and docs need
+#   peers that, and the libraries that the benchmarks compare ours with
 #
 # Nothing is done when nothing has changed. What it goes by:
 #   .venv/stamp-interpreter    the interpreter and the folder that .venv was made with and in; another one: made anew
-#   .venv/stamp-run, -dev      checksum of the pinned requirements installed; others: made anew
+#   .venv/stamp-run, -dev, -peers   checksum of the pinned requirements installed; others: made anew
 #   .venv/stamp-project        checksum of pyproject.toml; another one: the project alone is installed again
 # A stamp is written last, so an interrupted run is noticed and begun again. PYTHON=... chooses the interpreter.
 set -eu
 
-level=${1:?usage: tools/environment.sh run|dev}
+level=${1:?usage: tools/environment.sh run|dev|peers}
 cd "$(dirname "$0")/.."
 venv=.venv
 python=$venv/bin/python
@@ -52,7 +53,6 @@ find_python() {
     return 1
 }
 
-requirements=$(checksum "requirements/$level.txt")
 project=$(checksum pyproject.toml "$0")
 interpreter() { printf '%s | %s\n' "$(identify "$1")" "$PWD"; }
 
@@ -60,12 +60,12 @@ fresh=yes
 if [ -x "$python" ] && same "$venv/stamp-interpreter" "$(interpreter "$python")"; then
     fresh=no
     # What is pinned has changed: begin anew, so that nothing unpinned is left over.
-    for other in run dev; do
+    for other in run dev peers; do
         if [ -f "$venv/stamp-$other" ] && ! same "$venv/stamp-$other" "$(checksum "requirements/$other.txt")"; then
             fresh=yes
         fi
     done
-    if [ ! -f "$venv/stamp-run" ] && [ ! -f "$venv/stamp-dev" ]; then
+    if [ ! -f "$venv/stamp-run" ] && [ ! -f "$venv/stamp-dev" ] && [ ! -f "$venv/stamp-peers" ]; then
         fresh=yes
     fi
     if [ -n "${PYTHON:-}" ] && [ "$(identify "$PYTHON")" != "$(identify "$python")" ]; then
@@ -82,13 +82,24 @@ if [ "$fresh" = yes ]; then
     "$base" -m venv "$venv"
     interpreter "$python" >"$venv/stamp-interpreter"
 fi
-# Everything in run.txt is in dev.txt too, at the same version.
-if ! same "$venv/stamp-dev" "$(checksum requirements/dev.txt)" && ! same "$venv/stamp-$level" "$requirements"; then
+# Everything in run.txt is in dev.txt too, and all of that in peers.txt, at the same version.
+installed=no
+case $level in
+    run) enough="run dev peers" ;;
+    dev) enough="dev peers" ;;
+    *) enough=$level ;;
+esac
+for other in $enough; do
+    if same "$venv/stamp-$other" "$(checksum "requirements/$other.txt")"; then
+        installed=yes
+    fi
+done
+if [ "$installed" = no ]; then
     echo "Installing requirements/$level.txt ..."
     # The file is complete. Left to resolve again, pip may take the newest `coverage[toml]` for want of a pin of that name.
     pip install --no-deps --require-hashes -r "requirements/$level.txt"
     pip check
-    printf '%s\n' "$requirements" >"$venv/stamp-$level"
+    checksum "requirements/$level.txt" >"$venv/stamp-$level"
 fi
 if ! same "$venv/stamp-project" "$project"; then
     pip install --no-deps --no-build-isolation --editable .

@@ -11,5 +11,7 @@ compile() {
 }
 
 compile pyproject.toml requirements/build.in --extra dev --extra docs --output-file requirements/dev.txt "$@"
-# The smaller set is cut from the larger one: the same versions, or the two could not share an environment.
+# The other sets keep the same versions, or they could not share an environment.
+compile pyproject.toml requirements/build.in --extra dev --extra docs --extra peers --constraint requirements/dev.txt \
+    --output-file requirements/peers.txt "$@"
 compile pyproject.toml requirements/build.in --extra cli --constraint requirements/dev.txt --output-file requirements/run.txt
