@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from resilience.testing.manual_clock import ManualClock
+from resilience.testing.report import Report
 
-__all__ = ["ManualClock"]
+__all__ = ["ManualClock", "Report"]
