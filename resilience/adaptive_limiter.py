@@ -122,12 +122,13 @@ class AdaptiveLimiter(QueueingGuard):
     def statistics(self) -> Statistics:
         """Return a frozen snapshot: decisions, verdicts, contention, who waits, the permits out, and the limit."""
         return Statistics(
-            admitted=self._admitted,
-            rejected=self._rejected,
+            # These before `admitted`: no snapshot has more calls that ended than calls that began.
             succeeded=self._succeeded,
             failed=self._failed,
             ignored=self._ignored,
             cancelled=self._cancelled,
+            admitted=self._admitted,
+            rejected=self._rejected,
             contended=self._contended,
             waiting=len(self._queue),
             in_use=self._permits.in_use,
@@ -251,6 +252,11 @@ class LimiterShare(Guard):
     def statistics(self) -> Statistics:
         """Return the limiter's snapshot."""
         return self.limiter.statistics()
+
+    @property
+    def measured(self) -> AdaptiveLimiter:
+        """The limiter, whose statistics these are."""
+        return self.limiter
 
     def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002
         """Decide at once; nobody overtakes those who wait with the same share or a larger one."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 import functools
 import math
 import random as random_module
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+import attrs
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.errors import CircuitOpenError
@@ -31,10 +34,31 @@ if TYPE_CHECKING:
 
     from resilience.clock import Clock
 
-__all__ = ["CircuitBreaker", "CircuitState", "Isolation"]
+__all__ = ["BreakerStatistics", "CircuitBreaker", "CircuitState", "Isolation"]
 
 # Looked up once: an attribute of an enum costs as much as the rest of the fast path.
 _CLOSED, _SUCCESS = CircuitState.CLOSED, Verdict.SUCCESS
+
+
+def _read_only(
+    counts: Mapping[tuple[CircuitState, CircuitState], int],
+) -> Mapping[tuple[CircuitState, CircuitState], int]:
+    return MappingProxyType(dict(counts))
+
+
+@attrs.frozen(kw_only=True)
+class BreakerStatistics(Statistics):
+    """A snapshot of one circuit breaker.
+
+    `late` outcomes came after the state had changed, and counted for nothing. `transitions` counts the changes from
+    one state to another; `in_use` are the probes under way.
+    """
+
+    late: int = 0
+    state: CircuitState = CircuitState.CLOSED
+    transitions: Mapping[tuple[CircuitState, CircuitState], int] = attrs.field(
+        factory=dict, converter=_read_only, hash=False
+    )
 
 
 class _Admission(Permit):
@@ -99,6 +123,7 @@ class CircuitBreaker(Guard):
         "_random",
         "_slow_ns",
         "_succeeded",
+        "_transitions",
         "clock",
     )
 
@@ -162,6 +187,7 @@ class CircuitBreaker(Guard):
             isinstance(condition, ConsecutiveFailures) for condition in conditions
         )
         self._succeeded = self._failed = self._ignored = self._cancelled = self._late = 0
+        self._transitions: dict[tuple[CircuitState, CircuitState], int] = {}
 
     # -- what it is now ---------------------------------------------------------------------------------------------
 
@@ -195,18 +221,28 @@ class CircuitBreaker(Guard):
             return math.inf
         return 0.0 if ready_at is None else seconds(max(0, ready_at - now_ns))
 
-    def statistics(self) -> Statistics:
-        """Return a frozen snapshot: decisions, verdicts that counted, contention, and the probes under way."""
-        return Statistics(
-            admitted=self._admissions.value,
-            rejected=self._rejected,
-            succeeded=self._succeeded + self._plain_successes.value,
-            failed=self._failed,
-            ignored=self._ignored,
-            cancelled=self._cancelled,
-            contended=self._contended,
-            in_use=self._machine.probes,
-        )
+    def statistics(self) -> BreakerStatistics:
+        """Return a frozen snapshot: decisions, verdicts, contention, the probes under way, the state and its changes.
+
+        As with `state`, an open circuit whose time is over reads half-open.
+        """
+        with self._section:
+            self._tick(self._line.at(self.clock.monotonic_ns()))
+            return BreakerStatistics(
+                # These before `admitted`, which calls add to without the lock: no snapshot has more calls that ended
+                # than calls that began.
+                succeeded=self._succeeded + self._plain_successes.value,
+                failed=self._failed,
+                ignored=self._ignored,
+                cancelled=self._cancelled,
+                late=self._late,
+                admitted=self._admissions.value,
+                rejected=self._rejected,
+                contended=self._contended,
+                in_use=self._machine.probes,
+                state=self._machine.state,
+                transitions=self._transitions,
+            )
 
     def settings(self) -> dict[str, object]:
         """Return what opens the circuit, and for how many seconds."""
@@ -378,8 +414,9 @@ class CircuitBreaker(Guard):
             self._announce()
 
     def _announce(self) -> None:
-        """Queue what changed for the listeners. The lock is held."""
+        """Count what changed, and queue it for the listeners. The lock is held."""
         for old, new, at_ns in self._machine.changes:
+            self._transitions[old, new] = self._transitions.get((old, new), 0) + 1
             calls = calls_for(StateChanged(guard=self.label, old=old.value, new=new.value, at_ns=at_ns))
             if self._on_state_change is not None:
                 calls.insert(0, functools.partial(self._on_state_change, self, old, new))

@@ -13,10 +13,12 @@ from collections.abc import AsyncGenerator, Awaitable
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from resilience.callables import is_kind
 from resilience.events import FellBack, announce
 from resilience.fusing import END, close, step
-from resilience.layer import LayerKind, Strategy
+from resilience.layer import LayerKind, Strategy, Tally
 from resilience.machines.checks import callable_or_none, string
 from resilience.outcome import matcher
 
@@ -26,7 +28,14 @@ if TYPE_CHECKING:
     from resilience.fusing import BlockingRunner, Runner, StreamRunner
     from resilience.outcome import On
 
-__all__ = ["Fallback"]
+__all__ = ["Fallback", "FallbackStatistics"]
+
+
+@attrs.frozen(kw_only=True)
+class FallbackStatistics:
+    """A snapshot of one Fallback: how many calls fell back, whatever came of that."""
+
+    fell_back: int
 
 
 class Fallback(Strategy):
@@ -55,7 +64,17 @@ class Fallback(Strategy):
 
     """
 
-    __slots__ = ("_answer", "_is_async", "_is_stream", "_matches", "name", "on", "on_result", "value_or_callable")
+    __slots__ = (
+        "_answer",
+        "_fell_back",
+        "_is_async",
+        "_is_stream",
+        "_matches",
+        "name",
+        "on",
+        "on_result",
+        "value_or_callable",
+    )
 
     kind = LayerKind.FALLBACK
 
@@ -75,6 +94,11 @@ class Fallback(Strategy):
         self.on = on
         self.on_result = callable_or_none("on_result", on_result)
         self.name = string("name", name)
+        self._fell_back = Tally()
+
+    def statistics(self) -> FallbackStatistics:
+        """Return a frozen snapshot. Not a checkpoint; any thread."""
+        return FallbackStatistics(fell_back=self._fell_back.value)
 
     def remains(self) -> None:
         """Return None: nothing is left of a call that is over."""
@@ -170,6 +194,7 @@ class Fallback(Strategy):
         return answer
 
     def _announce(self, error: str) -> None:
+        self._fell_back.add()
         announce(FellBack(name=self.name or "Fallback", error=error))
 
 

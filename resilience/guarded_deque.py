@@ -44,6 +44,8 @@ _OVERFLOWS = ("wait", "reject", "drop_oldest", "drop_newest")
 class DequeStatistics:
     """A snapshot of one deque: items put, got, dropped by overflow and removed by hand; who waits; contention.
 
+    put = got + dropped + removed + depth, and those that are on their way to getters just now.
+
     `put` counts the first items too, and an item whose `append` was cancelled just after it was let in; when that took
     the item back, it also counts as removed.
     """
@@ -55,6 +57,7 @@ class DequeStatistics:
     getters: int
     putters: int
     contended: int
+    depth: int
 
 
 @attrs.define(eq=False)
@@ -306,16 +309,18 @@ class AsyncGuardedDeque(Generic[T]):
         return self._closed
 
     def statistics(self) -> DequeStatistics:
-        """Return a frozen snapshot. Any thread."""
-        return DequeStatistics(
-            put=self._put,
-            got=self._got,
-            dropped=self._dropped,
-            removed=self._removed,
-            getters=len(self._getters),
-            putters=len(self._putters),
-            contended=self._contended,
-        )
+        """Return a frozen snapshot, taken at one instant. Any thread."""
+        with self._section:
+            return DequeStatistics(
+                put=self._put,
+                got=self._got,
+                dropped=self._dropped,
+                removed=self._removed,
+                getters=len(self._getters),
+                putters=len(self._putters),
+                contended=self._contended,
+                depth=len(self._items),
+            )
 
     def __repr__(self) -> str:
         # Without the lock: a debugger or a failed assertion may show it in the middle of a critical section.

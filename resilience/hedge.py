@@ -24,10 +24,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import attrs
 
 from resilience.clock import SystemClock, nanoseconds, seconds
 from resilience.events import HedgeStarted, announce
-from resilience.layer import EVERYTHING, Everything, LayerKind, Strategy
+from resilience.layer import EVERYTHING, Everything, LayerKind, Strategy, Tally
 from resilience.machines.checks import callable_or_none, non_negative, positive_int, string
 from resilience.machines.quantile import WindowedQuantile
 from resilience.outcome import matcher
@@ -44,7 +45,20 @@ if TYPE_CHECKING:
     from resilience.outcome import On
     from resilience.timers import Alarm
 
-__all__ = ["Hedge"]
+__all__ = ["Hedge", "HedgeStatistics"]
+
+
+@attrs.frozen(kw_only=True)
+class HedgeStatistics:
+    """A snapshot of one Hedge.
+
+    `hedged` counts the attempts that were begun besides the first of their calls, and `won` those of them that ended
+    their calls well. `delay` is after how many seconds a call that began now would be hedged; None: it would not be.
+    """
+
+    hedged: int
+    won: int
+    delay: float | None
 
 
 class Hedge(Strategy):
@@ -78,10 +92,12 @@ class Hedge(Strategy):
 
     __slots__ = (
         "_delay_ns",
+        "_hedged",
         "_lock",
         "_matches",
         "_min_delay_ns",
         "_times",
+        "_won",
         "budget",
         "clock",
         "delay",
@@ -131,6 +147,14 @@ class Hedge(Strategy):
         self._delay_ns = None if delay is None else nanoseconds(delay)
         self._min_delay_ns = nanoseconds(min_delay)
         self._lock = threading.Lock()
+        self._hedged = Tally()
+        self._won = Tally()
+
+    def statistics(self) -> HedgeStatistics:
+        """Return a frozen snapshot. Not a checkpoint; any thread."""
+        # In this order, so that no snapshot has more winners than there were hedges.
+        won = self._won.value
+        return HedgeStatistics(hedged=self._hedged.value, won=won, delay=self.current_delay())
 
     def remains(self) -> Everything | None:
         """Return None unless it has learnt something, or its budget is not what it was at first."""
@@ -247,6 +271,8 @@ class _Race:
                 if self._hedge._is_fault(result):  # noqa: SLF001 - as above
                     self._lost(number, None, result)
                 else:
+                    if number > 1 and not self._over:
+                        self._hedge._won.add()  # noqa: SLF001 - as above
                     self._won(result)
         except BaseException as error:
             self._end(error, None)
@@ -315,6 +341,7 @@ class _Race:
         if self._over:
             # The call has ended between the alarm and this task's first step.
             return
+        self._hedge._hedged.add()  # noqa: SLF001 - as above
         announce(HedgeStarted(name=self._hedge.name or "Hedge", attempt=number, delay=seconds(self._delay_ns)))
         await self._attempt(number)
 

@@ -359,6 +359,11 @@ class _KeyedLayer(Strategy):
         self.name = keyed.name
         self._argument = _Argument(key) if isinstance(key, str) else None
 
+    @property
+    def measured(self) -> Keyed[Any, Any]:
+        """The Keyed, whose statistics are those of all its layers."""
+        return self._keyed
+
     def __call__(self, func: Callable[P, T]) -> Callable[P, T]:
         """Decorate `func`; TypeError if it has no argument of the name that was given."""
         if self._argument is not None and callable(func):

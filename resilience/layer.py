@@ -163,6 +163,11 @@ class Layer(ABC):
         vars(decorated)["__layer__"] = self
         return cast("Callable[P, T]", decorated)
 
+    @property
+    def measured(self) -> object:
+        """What has the `statistics()` of this layer: itself, unless it only stands for something that others share."""
+        return self
+
     def _loosen(self) -> None:
         """Forget the composed runner, which refers back to the layer; it is composed again when there is a call."""
         with suppress(AttributeError):

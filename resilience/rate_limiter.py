@@ -54,6 +54,7 @@ class RateLimiter(Guard):
     __slots__ = (
         "_bucket",
         "_clock_ns",
+        "_ignored",
         "_line",
         "_max_wait_ns",
         "_one",
@@ -85,6 +86,7 @@ class RateLimiter(Guard):
         self._queue: ParkingQueue[Waiter] = ParkingQueue()
         self._waiters = self._queue.waiters
         self._queued_units = 0
+        self._ignored = 0
 
     @property
     def rate(self) -> float:
@@ -205,9 +207,18 @@ class RateLimiter(Guard):
             self._queue.wake_leaders()
 
     def statistics(self) -> Statistics:
-        """Return a frozen snapshot: admitted and rejected calls, contention, and who waits now."""
+        """Return a frozen snapshot: admitted and rejected calls, contention, and who waits now.
+
+        `ignored` are calls that were admitted here and then refused further inside.
+        """
+        # In this order, so that no snapshot has more calls that ended than calls that began.
+        ignored = self._ignored
         return Statistics(
-            admitted=self._admitted, rejected=self._rejected, contended=self._contended, waiting=len(self._queue)
+            admitted=self._admitted,
+            rejected=self._rejected,
+            ignored=ignored,
+            contended=self._contended,
+            waiting=len(self._queue),
         )
 
     # -- as a layer -------------------------------------------------------------------------------------------------
@@ -264,8 +275,8 @@ class RateLimiter(Guard):
                 return
             given_back = verdict is Verdict.IGNORED and isinstance(permit, _Tokens) and permit.give_back(self._bucket)
             permit.generation = SETTLED
+            self._ignored += verdict is Verdict.IGNORED
             if given_back:
-                self._admitted -= 1
                 self._grant(self._line.at(self.clock.monotonic_ns()))
                 self._queue.wake_leaders()
 

@@ -13,10 +13,12 @@ import random as random_module
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.events import RetryScheduled, announce
 from resilience.fusing import END, close, step
-from resilience.layer import EVERYTHING, Everything, LayerKind, Strategy
+from resilience.layer import EVERYTHING, Everything, LayerKind, Strategy, Tally
 from resilience.machines.backoff import Backoff, ExponentialBackoff, as_backoff
 from resilience.machines.checks import callable_or_none, positive, positive_int, string
 from resilience.machines.retrying import GiveUp, RetryAfter, decide
@@ -33,9 +35,21 @@ if TYPE_CHECKING:
     from resilience.fusing import BlockingRunner, Runner, StreamRunner
     from resilience.outcome import On
 
-__all__ = ["Attempt", "Attempts", "Retry", "RetryBudget"]
+__all__ = ["Attempt", "Attempts", "Retry", "RetryBudget", "RetryStatistics"]
 
 _CENTURY = 3_155_760_000.0
+
+
+@attrs.frozen(kw_only=True)
+class RetryStatistics:
+    """A snapshot of one Retry.
+
+    `retried` counts the attempts that were followed by another one; `given_up` the calls whose last attempt would have
+    been worth another, had they not used them up. A call that goes well at once counts nowhere, and costs nothing.
+    """
+
+    retried: int
+    given_up: int
 
 
 class Retry(Strategy):
@@ -71,8 +85,10 @@ class Retry(Strategy):
     """
 
     __slots__ = (
+        "_given_up",
         "_matches",
         "_max_elapsed_ns",
+        "_retried",
         "backoff",
         "budget",
         "clock",
@@ -121,6 +137,12 @@ class Retry(Strategy):
             msg = f"random must be a random.Random, not {random!r}"
             raise ValueError(msg)
         self.random = random_module.Random() if random is None else random
+        self._retried = Tally()
+        self._given_up = Tally()
+
+    def statistics(self) -> RetryStatistics:
+        """Return a frozen snapshot. Not a checkpoint; any thread."""
+        return RetryStatistics(retried=self._retried.value, given_up=self._given_up.value)
 
     def remains(self) -> Everything | None:
         """Return None, since nothing is left of a call that is over, unless its budget is not what it was at first."""
@@ -369,7 +391,7 @@ class _Rounds:
 
     def _decide(self, asked_ns: int | None) -> RetryAfter | GiveUp:
         retry = self._retry
-        decision = decide(
+        decision: RetryAfter | GiveUp = decide(
             attempt=self.failed,
             attempts=retry.max_attempts,
             backoff_ns=retry.backoff.delay_ns(self.failed, retry.random.random(), self._previous_ns),
@@ -380,7 +402,11 @@ class _Rounds:
             remaining_ns=remaining_ns(retry.clock),
         )
         if isinstance(decision, RetryAfter) and retry.budget is not None and not retry.budget.try_spend():
-            return GiveUp("the retry budget is spent")
+            decision = GiveUp("the retry budget is spent")
+        if isinstance(decision, GiveUp):
+            retry._given_up.add()  # noqa: SLF001
+        else:
+            retry._retried.add()  # noqa: SLF001
         return decision
 
     def _schedule(self, decision: RetryAfter, error: str) -> int:

@@ -41,12 +41,14 @@ class StormStatistics(Statistics):
 
     `sampled` events passed beyond the limit, each for `Sample.one_in` of the surplus. `over_share` counts how often
     there was room in the window, but the key had had its share. `in_use` is what is in the window now, `keys` how many
-    keys are remembered.
+    keys are remembered. `storms` counts those that have begun; `in_storm` says whether one goes on.
     """
 
     sampled: int = 0
     over_share: int = 0
     keys: int = 0
+    storms: int = 0
+    in_storm: bool = False
 
 
 @attrs.frozen
@@ -100,6 +102,7 @@ class StormGuard(Guard):
         "_sampled",
         "_sampler",
         "_shares",
+        "_storms",
         "_usual",
         "_window",
         "calm_ratio",
@@ -158,6 +161,7 @@ class StormGuard(Guard):
         self._sampler = Sampler(surplus.one_in) if surplus is not None else None
         self._sampled = 0
         self._over_share = 0
+        self._storms = 0
 
     async def should_process_event(self, key: Hashable = None, priority: int = 0) -> bool:
         """Return whether to process the event that has just come; it counts if so. Never waits; not a checkpoint.
@@ -223,16 +227,20 @@ class StormGuard(Guard):
         return 0.0 if ready_at is None else seconds(max(0, ready_at - now_ns))
 
     def statistics(self) -> StormStatistics:
-        """Return a frozen snapshot: what became of the events, contention, and what is in the window."""
-        return StormStatistics(
-            admitted=self._admitted,
-            rejected=self._rejected,
-            sampled=self._sampled,
-            over_share=self._over_share,
-            contended=self._contended,
-            in_use=self.count,
-            keys=len(self._shares or ()),
-        )
+        """Return a frozen snapshot: what became of the events, contention, what is in the window, and its storms."""
+        with self._section:
+            now_ns = self._now()
+            return StormStatistics(
+                admitted=self._admitted,
+                rejected=self._rejected,
+                sampled=self._sampled,
+                over_share=self._over_share,
+                contended=self._contended,
+                in_use=self._window.count(now_ns),
+                keys=len(self._shares or ()),
+                storms=self._storms,
+                in_storm=self._window.in_storm,
+            )
 
     # -- as a layer -------------------------------------------------------------------------------------------------
 
@@ -338,6 +346,7 @@ class StormGuard(Guard):
 
     def _begin(self, now_ns: int) -> None:
         if self._window.refuse() is Change.STARTED:
+            self._storms += 1
             calls = calls_for(StormStarted(guard=self.label, at_ns=now_ns))
             if calls:
                 self._events.put(*calls)

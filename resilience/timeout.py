@@ -12,11 +12,13 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import attrs
+
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds
 from resilience.clock import seconds as as_seconds
 from resilience.errors import TimeoutExceededError
 from resilience.fusing import END, close, step
-from resilience.layer import LayerKind, Strategy
+from resilience.layer import LayerKind, Strategy, Tally
 from resilience.machines.checks import positive, string
 from resilience.timers import TimeLimit, ending, within
 
@@ -28,8 +30,16 @@ if TYPE_CHECKING:
 
     from resilience.clock import Clock
     from resilience.fusing import Runner, StreamRunner
+    from resilience.timers import Exceeded
 
-__all__ = ["Deadline", "Timeout"]
+__all__ = ["Deadline", "Timeout", "TimeoutStatistics"]
+
+
+@attrs.frozen(kw_only=True)
+class TimeoutStatistics:
+    """A snapshot of one Timeout: how many calls it has ended."""
+
+    timed_out: int
 
 
 class Timeout(Strategy):
@@ -51,7 +61,7 @@ class Timeout(Strategy):
 
     """
 
-    __slots__ = ("_limit", "clock", "first_item", "name", "seconds")
+    __slots__ = ("_limit", "_timed_out", "clock", "first_item", "name", "seconds")
 
     kind = LayerKind.TIMEOUT
 
@@ -66,7 +76,16 @@ class Timeout(Strategy):
         self.first_item = first_item
         self.name = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
-        self._limit = TimeLimit(seconds, self.clock)
+        self._timed_out = Tally()
+        self._limit = TimeLimit(seconds, self.clock, self._exceeded)
+
+    def statistics(self) -> TimeoutStatistics:
+        """Return a frozen snapshot. Not a checkpoint; any thread."""
+        return TimeoutStatistics(timed_out=self._timed_out.value)
+
+    def _exceeded(self, limit: float) -> TimeoutExceededError:
+        self._timed_out.add()
+        return TimeoutExceededError(limit)
 
     def remains(self) -> None:
         """Return None: nothing is left of a call that is over."""
@@ -89,14 +108,14 @@ class Timeout(Strategy):
                 limit, limit_ns = whole if begun else first
                 return limit, started_ns + limit_ns - line.at(clock.monotonic_ns())
 
-            return _in_time(call_next(func, args, kwargs), clock, left)
+            return _in_time(call_next(func, args, kwargs), clock, left, self._exceeded)
 
         return run
 
     def wrap_manager(self, call_next: StreamRunner) -> StreamRunner:
         """Return a manager that ends in time, its block included; `first_item` has no say."""
         limit_ns = nanoseconds(self.seconds)
-        return _manager_in_time(call_next, self.seconds, self.clock, lambda: limit_ns)
+        return _manager_in_time(call_next, self.seconds, self.clock, lambda: limit_ns, self._exceeded)
 
 
 class Deadline(Strategy):
@@ -204,12 +223,18 @@ class _Entered(NamedTuple):
 _ENTERED: ContextVar[_Entered | None] = ContextVar("resilience_deadlines_entered", default=None)
 
 
-def _manager_in_time(call_next: StreamRunner, limit: float, clock: Clock, left_ns: Callable[[], int]) -> StreamRunner:
+def _manager_in_time(
+    call_next: StreamRunner,
+    limit: float,
+    clock: Clock,
+    left_ns: Callable[[], int],
+    exceeded: Exceeded = TimeoutExceededError,
+) -> StreamRunner:
     manager = asynccontextmanager(call_next)
 
     async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
         # The scope is left where it was entered: a manager's block runs in the task that enters it, and leaves it.
-        with ending(limit, left_ns(), clock):
+        with ending(limit, left_ns(), clock, exceeded):
             async with manager(func, args, kwargs) as value:
                 yield value
 
@@ -217,7 +242,10 @@ def _manager_in_time(call_next: StreamRunner, limit: float, clock: Clock, left_n
 
 
 async def _in_time(
-    stream: AsyncGenerator[Any, Any], clock: Clock, left: Callable[[bool], tuple[float, int]]
+    stream: AsyncGenerator[Any, Any],
+    clock: Clock,
+    left: Callable[[bool], tuple[float, int]],
+    exceeded: Exceeded = TimeoutExceededError,
 ) -> AsyncGenerator[Any, Any]:
     """Pass a stream on; `left(begun)` says which limit its next item is under, and how much of that is left."""
     begun = False
@@ -226,8 +254,8 @@ async def _in_time(
         while True:
             limit, left_ns = left(begun)
             if left_ns <= 0:
-                raise TimeoutExceededError(limit)
-            item = await within(limit, left_ns, clock, functools.partial(step, stream, sent, thrown))
+                raise exceeded(limit)
+            item = await within(limit, left_ns, clock, functools.partial(step, stream, sent, thrown), exceeded)
             if item is END:
                 return
             begun = True

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from contextvars import Token
 
     Runner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+    # Makes the exception, given the limit in seconds.
+    Exceeded: TypeAlias = Callable[[float], TimeoutExceededError]
 
 __all__ = ["Alarm", "TimeLimit", "alarm", "cancellations", "ending", "remaining_ns", "within"]
 
@@ -87,8 +89,8 @@ def _take_back(token: Token[tuple[Clock, int] | None]) -> None:
 
 
 @contextmanager
-def ending(limit: float, limit_ns: int, clock: Clock) -> Iterator[None]:
-    """Cancel the block after `limit_ns` and raise TimeoutExceededError(limit), by the clock's own `fail_after`.
+def ending(limit: float, limit_ns: int, clock: Clock, exceeded: Exceeded = TimeoutExceededError) -> Iterator[None]:
+    """Cancel the block after `limit_ns` and raise `exceeded(limit)`, by the clock's own `fail_after`.
 
     A TimeoutError that the block raises itself stays what it is.
     """
@@ -104,20 +106,26 @@ def ending(limit: float, limit_ns: int, clock: Clock) -> Iterator[None]:
     except TimeoutError as error:
         if error is own:
             raise
-        raise TimeoutExceededError(limit) from error
+        raise exceeded(limit) from error
     finally:
         if token is not None:
             _take_back(token)
 
 
-async def within(limit: float, limit_ns: int, clock: Clock, start: Callable[[], Awaitable[Any]]) -> Any:  # noqa: ANN401
-    """Await what `start` returns for at most `limit_ns`; then cancel it and raise TimeoutExceededError(limit).
+async def within(
+    limit: float,
+    limit_ns: int,
+    clock: Clock,
+    start: Callable[[], Awaitable[Any]],
+    exceeded: Exceeded = TimeoutExceededError,
+) -> Any:  # noqa: ANN401 - what the call returns
+    """Await what `start` returns for at most `limit_ns`; then cancel it and raise `exceeded(limit)`.
 
     A checkpoint if the call is one. A cancellation goes on.
     """
     task = _asyncio_task() if type(clock) is SystemClock else None
     if task is None:
-        with ending(limit, limit_ns, clock):
+        with ending(limit, limit_ns, clock, exceeded):
             return await start()
     rang = False
 
@@ -133,7 +141,7 @@ async def within(limit: float, limit_ns: int, clock: Clock, start: Callable[[], 
         result = await start()
     except BaseException as error:
         if rang:
-            await _raise_if_ours(error, task, cancelling, limit)
+            await _raise_if_ours(error, task, cancelling, limit, exceeded)
         raise
     else:
         if rang:
@@ -196,9 +204,10 @@ class TimeLimit:
     ends in time costs an entry in a dict.
     """
 
-    __slots__ = ("_clock", "_limit", "_limit_ns", "_lock", "_queues")
+    __slots__ = ("_clock", "_exceeded", "_limit", "_limit_ns", "_lock", "_queues")
 
-    def __init__(self, limit: float, clock: Clock) -> None:
+    def __init__(self, limit: float, clock: Clock, exceeded: Exceeded = TimeoutExceededError) -> None:
+        self._exceeded = exceeded
         self._limit = limit
         self._limit_ns = nanoseconds(limit)
         self._clock = clock
@@ -207,12 +216,12 @@ class TimeLimit:
         self._queues: dict[asyncio.AbstractEventLoop, _Queue] = {}
 
     def around(self, call_next: Runner) -> Runner:
-        """Return a runner that ends in time or raises TimeoutExceededError."""
-        limit, limit_ns, clock = self._limit, self._limit_ns, self._clock
+        """Return a runner that ends in time or raises `exceeded(limit)`."""
+        limit, limit_ns, clock, exceeded = self._limit, self._limit_ns, self._clock, self._exceeded
         if type(clock) is not SystemClock:
 
             async def run_in_scope(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-                with ending(limit, limit_ns, clock):
+                with ending(limit, limit_ns, clock, exceeded):
                     return await call_next(func, args, kwargs)
 
             return run_in_scope
@@ -222,7 +231,7 @@ class TimeLimit:
         async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
             task = _asyncio_task()
             if task is None:
-                with ending(limit, limit_ns, clock):
+                with ending(limit, limit_ns, clock, exceeded):
                     return await call_next(func, args, kwargs)
             deadline_ns = monotonic_ns() + limit_ns
             loop = task.get_loop()
@@ -236,7 +245,7 @@ class TimeLimit:
                 if token is not None:
                     _take_back(token)
                 if queue.leave(place):
-                    await _raise_if_ours(error, task, cancelling, limit)
+                    await _raise_if_ours(error, task, cancelling, limit, exceeded)
                 raise
             if token is not None:
                 take_back(token)
@@ -309,10 +318,12 @@ def _asyncio_task() -> asyncio.Task[Any] | None:
         return None
 
 
-async def _raise_if_ours(error: BaseException, task: asyncio.Task[Any], cancelling: int, limit: float) -> None:
-    """Take our cancellation back; raise TimeoutExceededError if `error` is that and nobody else's."""
+async def _raise_if_ours(
+    error: BaseException, task: asyncio.Task[Any], cancelling: int, limit: float, exceeded: Exceeded
+) -> None:
+    """Take our cancellation back; raise `exceeded(limit)` if `error` is that and nobody else's."""
     # Ours alone only if nobody else asked for one in the meantime: theirs goes on (as in asyncio.timeout).
     if task.uncancel() <= cancelling and isinstance(error, sys.modules["asyncio"].CancelledError):
         # Nor if a scope around us is cancelled, which has not come to tell the task yet.
         await anyio.lowlevel.checkpoint_if_cancelled()
-        raise TimeoutExceededError(limit) from error
+        raise exceeded(limit) from error
