@@ -157,23 +157,35 @@ async def within(
 class Alarm:
     """Calls `ring` in the event loop after `delay_ns`, and again after as long while that returns True, until stopped.
 
-    What it calls runs in the context of whoever made it; all this is for asyncio and the system's clock.
+    What it calls runs in the context of whoever made it, and in a task of its own: outside of any, anyio cannot tell in
+    general which event loop it is in, and nobody could start a task. All this is for asyncio and the system's clock.
     """
 
-    __slots__ = ("_delay", "_loop", "_ring", "_timer")
+    __slots__ = ("_delay", "_loop", "_ring", "_stopped", "_task", "_timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, delay_ns: int, ring: Callable[[], bool]) -> None:
         self._loop = loop
         self._delay = seconds(delay_ns)
         self._ring = ring
-        self._timer = loop.call_later(self._delay, self._ring_again)
+        self._stopped = False
+        # Held, as event loops ask for it.
+        self._task: asyncio.Task[None] | None = None
+        self._set()
 
-    def _ring_again(self) -> None:
-        if self._ring():
-            self._timer = self._loop.call_later(self._delay, self._ring_again)
+    def _set(self) -> None:
+        self._timer = self._loop.call_later(self._delay, self._go_off)
+
+    def _go_off(self) -> None:
+        self._task = self._loop.create_task(self._ring_again())
+
+    async def _ring_again(self) -> None:
+        # It may have been stopped between the timer and this task's first step.
+        if not self._stopped and self._ring():
+            self._set()
 
     def stop(self) -> None:
         """Never ring again."""
+        self._stopped = True
         self._timer.cancel()
 
 

@@ -15,10 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import resilience.hedge
-from resilience import Bulkhead, Hedge, Policy, Retry, RetryBudget, Timeout, TimeoutExceededError, telemetry
+from resilience import (
+    Bulkhead,
+    Hedge,
+    Policy,
+    Retry,
+    RetryBudget,
+    SystemClock,
+    Timeout,
+    TimeoutExceededError,
+    telemetry,
+)
 from resilience.hedge import _Race
 from resilience.testing import ManualClock
-from resilience.timers import remaining_ns
+from resilience.timers import Alarm, remaining_ns
 from tests.resilience.support import (
     NOT_A_COUNT,
     NOT_NEGATIVE,
@@ -29,7 +39,7 @@ from tests.resilience.support import (
     heavy,
     settle,
 )
-from tests.resilience.worlds import World, every_world
+from tests.resilience.worlds import VirtualLoop, World, every_world
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -544,6 +554,37 @@ def test_an_attempt_that_comes_too_late_does_not_begin(clock: str) -> None:
 
     # On trio it is drawn by lot who of the two goes first.
     World("asyncio", clock).run(main)
+
+
+def test_it_hedges_in_an_event_loop_that_anyio_did_not_start() -> None:
+    """Under asyncio.run nothing but the running task tells anyio where it is; a timer's callback has none."""
+
+    async def main() -> None:
+        assert await Hedge(1.0).call(Attempts(SystemClock(), (9.0, "first"), (0.5, "second"))) == "second"
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+
+
+def test_an_alarm_that_is_stopped_as_it_goes_off_does_not_ring() -> None:
+    """Between the timer and the first step of the task that rings, the call may have ended."""
+    rung = 0
+
+    def ring() -> bool:
+        nonlocal rung
+        rung += 1
+        return True
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        alarm = Alarm(loop, 10**9, ring)
+        # Due at the same time, and so in the same turn of the loop.
+        loop.call_later(1.0, alarm.stop)
+        await asyncio.sleep(9.0)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(main())
+    assert rung == 0
 
 
 @every_world
