@@ -13,7 +13,7 @@ import attrs
 import sqlalchemy as sa
 
 from webhook_adapter.lifecycle import EXPIRED
-from webhook_adapter.model import DeliveryState, new_id
+from webhook_adapter.model import DeliveryState, first_id
 from webhook_adapter.store import schema
 from webhook_adapter.store.errors import UnknownIdError
 from webhook_adapter.store.writer import one_by_one
@@ -52,8 +52,6 @@ _OVER = (
     )
     .limit(sa.bindparam("most"))
 )
-# How much of an id says when it was made.
-_TIME_LENGTH = len("msg_") + 10
 
 
 @attrs.frozen
@@ -122,7 +120,7 @@ def _replay(unit: Unit, payload: Replay) -> int:
         which.append(_TABLE.c.message_id == payload.message_id)
     if payload.since is not None:
         # Ids begin with the millisecond; the rest of it is told apart by the instant itself.
-        which.append(_TABLE.c.message_id >= new_id("msg_", payload.since)[:_TIME_LENGTH])
+        which.append(_TABLE.c.message_id >= first_id("msg_", payload.since))
         which.append(_TABLE.c.created_at >= payload.since)
     return _begin_round(unit, which, now=payload.now, expires_at=payload.expires_at)
 
@@ -229,7 +227,7 @@ def _prune(unit: Unit, payload: Pruning) -> int:
     alive = sa.exists().where(_TABLE.c.message_id == messages.c.id, _TABLE.c.finished_at.is_(None))
     old = (
         sa.select(messages.c.id)
-        .where(messages.c.id < new_id("msg_", payload.before)[:_TIME_LENGTH], ~alive)
+        .where(messages.c.id < first_id("msg_", payload.before), ~alive)
         .order_by(messages.c.id)
         .limit(payload.limit)
     )
