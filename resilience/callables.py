@@ -18,13 +18,15 @@ import inspect
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from resilience.fusing import END, close, compose, compose_blocking, compose_manager, compose_stream, step
+from resilience.fusing import compose, compose_blocking, compose_manager, compose_stream
+from resilience.streaming import bind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
-    from resilience.fusing import BlockingRunner, Controlling, Deciding, Runner, StreamRunner
+    from resilience.fusing import BlockingRunner, Controlling, Deciding, Runner
+    from resilience.streaming import StreamRunner
 
 __all__ = ["decorate", "enclose", "is_kind"]
 
@@ -44,7 +46,7 @@ def decorate(title: str, parts: tuple[Deciding | Controlling, ...], func: Callab
         if stream is None:
             msg = f"{title} cannot guard the async generator {func!r}"
             raise TypeError(msg)
-        wrapper = _stream_wrapper(stream, func)
+        wrapper = bind(stream, func)
     elif is_kind(inspect.iscoroutinefunction, func):
         wrapper = _async_wrapper(compose(parts), func)
     elif _makes_managers(func):
@@ -159,24 +161,5 @@ def _async_wrapper(run: Runner, func: Callable[..., Any]) -> Callable[..., Any]:
 def _blocking_wrapper(run: BlockingRunner, func: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: object, **kwargs: object) -> object:
         return run(func, args, kwargs)
-
-    return wrapper
-
-
-def _stream_wrapper(run: StreamRunner, func: Callable[..., Any]) -> Callable[..., Any]:
-    async def wrapper(*args: object, **kwargs: object) -> Any:  # noqa: ANN401 - the stream's own types are kept by the cast
-        stream = run(func, args, kwargs)
-        try:
-            sent = thrown = None
-            while (item := await step(stream, sent, thrown)) is not END:
-                sent = thrown = None
-                try:
-                    sent = yield item
-                except GeneratorExit:
-                    raise
-                except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
-                    thrown = exception
-        finally:
-            await close(stream)
 
     return wrapper

@@ -8,6 +8,7 @@ that runs only when all else has failed is the last in which to find a mistake.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import AsyncGenerator, Awaitable
 from types import CoroutineType
@@ -17,16 +18,17 @@ import attrs
 
 from resilience.callables import is_kind
 from resilience.events import FellBack, announce
-from resilience.fusing import END, close, step
 from resilience.layer import LayerKind, Strategy, Tally
 from resilience.machines.checks import callable_or_none, string
 from resilience.outcome import matcher
+from resilience.streaming import Relay, relaying
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilience.fusing import BlockingRunner, Runner, StreamRunner
+    from resilience.fusing import BlockingRunner, Runner
     from resilience.outcome import On
+    from resilience.streaming import StreamRunner
 
 __all__ = ["Fallback", "FallbackStatistics"]
 
@@ -152,37 +154,7 @@ class Fallback(Strategy):
             msg = f"an async generator falls back to an async generator function, not to {self.value_or_callable!r}"
             raise TypeError(msg)
 
-        async def run(
-            func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> AsyncGenerator[Any, Any]:
-            stream = call_next(func, args, kwargs)
-            begun = False
-            try:
-                sent = thrown = None
-                while True:
-                    try:
-                        item = await step(stream, sent, thrown)
-                    except Exception as error:
-                        if begun or not self._matches(error):
-                            raise
-                        self._announce(type(error).__qualname__)
-                        stream = self._answer(error)
-                        begun = True
-                        item = await step(stream, None, None)
-                    if item is END:
-                        return
-                    begun = True
-                    sent = thrown = None
-                    try:
-                        sent = yield item
-                    except GeneratorExit:
-                        raise
-                    except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
-                        thrown = exception
-            finally:
-                await close(stream)
-
-        return run
+        return relaying(lambda *call: _Replaced(self, functools.partial(call_next, *call)))
 
     def _blocking_answer(self, outcome: object) -> object:
         answer = self._answer(outcome)
@@ -196,6 +168,27 @@ class Fallback(Strategy):
     def _announce(self, error: str) -> None:
         self._fell_back.add()
         announce(FellBack(name=self.name or "Fallback", error=error))
+
+
+class _Replaced(Relay):
+    """A stream that gives way to the fallback's if it fails before its first item."""
+
+    __slots__ = ("_fallback",)
+
+    def __init__(self, fallback: Fallback, open_inner: Callable[[], AsyncGenerator[Any, Any]]) -> None:
+        super().__init__(open_inner)
+        self._fallback = fallback
+
+    async def first(self) -> Any:  # noqa: ANN401 - items are the user's
+        fallback = self._fallback
+        try:
+            return await super().first()
+        except Exception as error:
+            if not fallback._matches(error):  # noqa: SLF001 - one class in two parts
+                raise
+            fallback._announce(type(error).__qualname__)  # noqa: SLF001
+            self.stream = fallback._answer(error)  # noqa: SLF001
+            return await self.step(None, None)
 
 
 async def _resolved(answer: object) -> object:

@@ -12,6 +12,7 @@ It knows guards and strategies by their methods alone. `layer` shows this machin
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncContextDecorator
@@ -19,31 +20,28 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 from resilience.outcome import Verdict
+from resilience.streaming import Relay, relaying
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from resilience.clock import Clock
     from resilience.machines.decision import NeverFits, NotUntil
+    from resilience.streaming import StreamRunner
 
 __all__ = [
-    "END",
     "SETTLED",
     "BlockingRunner",
     "Permit",
     "Runner",
-    "StreamRunner",
-    "close",
     "compose",
     "compose_blocking",
     "compose_manager",
     "compose_stream",
-    "step",
 ]
 
 Runner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 BlockingRunner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-StreamRunner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], AsyncGenerator[Any, Any]]
 
 
 # Results of a call in which nothing has run yet; AsyncContextDecorator is what `asynccontextmanager` makes.
@@ -135,6 +133,9 @@ class Permit:
         return f"<Permit of {self.guard.label}, {state}>"
 
 
+Hearing: TypeAlias = tuple[tuple[int, Callable[[Permit, object], None]], ...]
+
+
 def compose(parts: tuple[Deciding | Controlling, ...]) -> Runner:
     """Return the runner of a composition, its outermost layer first."""
     run: Runner | None = None
@@ -219,27 +220,6 @@ def _invoke_stream(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     return func(*args, **kwargs)  # type: ignore[no-any-return]
 
 
-END = object()
-
-
-async def step(stream: AsyncGenerator[Any, Any], sent: object, thrown: BaseException | None) -> Any:  # noqa: ANN401
-    """Send or throw into a stream; return its next item, or END once it has ended."""
-    try:
-        return await (stream.asend(sent) if thrown is None else stream.athrow(thrown))
-    except StopAsyncIteration:
-        return END
-
-
-async def close(stream: AsyncGenerator[Any, Any]) -> None:
-    """Close a stream that is iterated no longer.
-
-    One that the garbage collector finds in the middle of a step, its event loop being gone, cannot be told: it counts
-    as running. Its own frame is closed next, as it is garbage too.
-    """
-    if not getattr(stream, "ag_running", False):
-        await stream.aclose()
-
-
 def _one_guard(guard: Deciding, call_next: Runner | None) -> Runner:
     """Return the runner of a single guard: what `_guards` does, without the loops."""
     admit, settle_result, hears_success = guard.admit, guard.settle_result, guard.hears_success
@@ -312,35 +292,39 @@ def _guards_blocking(guards: tuple[Deciding, ...], call_next: BlockingRunner) ->
 
 def _guards_stream(guards: tuple[Deciding, ...], call_next: StreamRunner) -> StreamRunner:
     hearing = _hearing(guards)
+    return relaying(lambda *call: _Guarded(guards, hearing, functools.partial(call_next, *call)))
 
-    async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
-        permits: list[Permit] = []
-        try:
-            for guard in guards:
-                permit = guard.admit()
-                permits.append(permit if isinstance(permit, Permit) else await _admit_slowly(guard, permit))
-            stream = call_next(func, args, kwargs)
-            try:
-                sent = thrown = None
-                while (item := await step(stream, sent, thrown)) is not END:
-                    for permit in reversed(permits):
-                        permit.guard.renew(permit)
-                    sent = thrown = None
-                    try:
-                        sent = yield item
-                    except GeneratorExit:
-                        raise
-                    except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
-                        thrown = exception
-            finally:
-                await close(stream)
-            for index, settle_result in hearing:
-                settle_result(permits[index], None)
-        except BaseException as exception:
-            _settle_exception(permits, exception)
-            raise
 
-    return run
+class _Guarded(Relay):
+    """A stream inside a chain of guards, which hear of each item as a sign of life."""
+
+    __slots__ = ("_guards", "_hearing", "_permits")
+
+    def __init__(
+        self, guards: tuple[Deciding, ...], hearing: Hearing, open_inner: Callable[[], AsyncGenerator[Any, Any]]
+    ) -> None:
+        super().__init__(open_inner)
+        self._guards = guards
+        self._hearing = hearing
+        self._permits: list[Permit] = []
+
+    async def first(self) -> Any:  # noqa: ANN401 - items are the user's
+        permits = self._permits
+        for guard in self._guards:
+            permit = guard.admit()
+            permits.append(permit if isinstance(permit, Permit) else await _admit_slowly(guard, permit))
+        return await super().first()
+
+    def gave(self) -> None:
+        for permit in reversed(self._permits):
+            permit.guard.renew(permit)
+
+    def ended(self) -> None:
+        for index, settle_result in self._hearing:
+            settle_result(self._permits[index], None)
+
+    def failed(self, exception: BaseException) -> None:
+        _settle_exception(self._permits, exception)
 
 
 async def _admit_slowly(guard: Deciding, decision: Permit | NotUntil | NeverFits) -> Permit:
@@ -350,7 +334,7 @@ async def _admit_slowly(guard: Deciding, decision: Permit | NotUntil | NeverFits
     raise guard.refuse(decision)  # type: ignore[arg-type]
 
 
-def _hearing(guards: tuple[Deciding, ...]) -> tuple[tuple[int, Callable[[Permit, object], None]], ...]:
+def _hearing(guards: tuple[Deciding, ...]) -> Hearing:
     """Return the guards that a success has to be told, by their place in the chain, the innermost first."""
     return tuple(
         (index, guard.settle_result) for index, guard in reversed(tuple(enumerate(guards))) if guard.hears_success

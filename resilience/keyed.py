@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 
     from resilience.clock import Clock
     from resilience.events import EventQueue
-    from resilience.fusing import BlockingRunner, Runner, StreamRunner
+    from resilience.fusing import BlockingRunner, Runner
     from resilience.layer import Everything, Remains
+    from resilience.streaming import StreamRunner
 
 __all__ = ["Keyed", "KeyedStatistics"]
 

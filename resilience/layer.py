@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from resilience.clock import Clock
-    from resilience.fusing import BlockingRunner, StreamRunner
+    from resilience.fusing import BlockingRunner
+    from resilience.streaming import StreamRunner
 
 __all__ = [
     "EVERYTHING",

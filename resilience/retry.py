@@ -17,13 +17,13 @@ import attrs
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.events import RetryScheduled, announce
-from resilience.fusing import END, close, step
 from resilience.layer import EVERYTHING, Everything, LayerKind, Strategy, Tally
 from resilience.machines.backoff import Backoff, ExponentialBackoff, as_backoff
 from resilience.machines.checks import callable_or_none, positive, positive_int, string
 from resilience.machines.retrying import GiveUp, RetryAfter, decide
 from resilience.outcome import matcher
 from resilience.retry_budget import RetryBudget
+from resilience.streaming import Relay, relaying
 from resilience.timers import remaining_ns
 
 if TYPE_CHECKING:
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from resilience.clock import Clock
-    from resilience.fusing import BlockingRunner, Runner, StreamRunner
+    from resilience.fusing import BlockingRunner, Runner
     from resilience.outcome import On
+    from resilience.streaming import StreamRunner
 
 __all__ = ["Attempt", "Attempts", "Retry", "RetryBudget", "RetryStatistics"]
 
@@ -216,36 +217,7 @@ class Retry(Strategy):
 
     def wrap_stream(self, call_next: StreamRunner) -> StreamRunner:
         """Return the same for async generators, until the first item is out."""
-
-        async def run(
-            func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> AsyncGenerator[Any, Any]:
-            rounds = _Rounds(self, self._start())
-            while True:
-                stream = call_next(func, args, kwargs)
-                begun = False
-                try:
-                    sent = thrown = None
-                    while (item := await step(stream, sent, thrown)) is not END:
-                        begun = True
-                        sent = thrown = None
-                        try:
-                            sent = yield item
-                        except GeneratorExit:
-                            raise
-                        except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
-                            thrown = exception
-                except Exception as error:
-                    delay_ns = None if begun else rounds.after_error(error)
-                    if delay_ns is None:
-                        raise
-                else:
-                    return
-                finally:
-                    await close(stream)
-                await self.clock.sleep(seconds(delay_ns))
-
-        return run
+        return relaying(lambda *call: _Reopened(self, functools.partial(call_next, *call)))
 
     def _start(self) -> int:
         """Begin a call: earn its share of the budget, and return the instant."""
@@ -344,6 +316,29 @@ class Attempt:
 
 
 _NO_RESULT = object()
+
+
+class _Reopened(Relay):
+    """A stream that is opened again while it fails before its first item."""
+
+    __slots__ = ("_retry",)
+
+    def __init__(self, retry: Retry, open_inner: Callable[[], AsyncGenerator[Any, Any]]) -> None:
+        super().__init__(open_inner)
+        self._retry = retry
+
+    async def first(self) -> Any:  # noqa: ANN401 - items are the user's
+        retry = self._retry
+        rounds = _Rounds(retry, retry._start())  # noqa: SLF001 - one class in several parts
+        while True:
+            try:
+                return await super().first()
+            except Exception as error:
+                delay_ns = rounds.after_error(error)
+                if delay_ns is None:
+                    raise
+            await self.close()
+            await retry.clock.sleep(seconds(delay_ns))
 
 
 class _Rounds:

@@ -17,9 +17,9 @@ import attrs
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds
 from resilience.clock import seconds as as_seconds
 from resilience.errors import TimeoutExceededError
-from resilience.fusing import END, close, step
 from resilience.layer import LayerKind, Strategy, Tally
 from resilience.machines.checks import positive, string
+from resilience.streaming import Relay, relaying
 from resilience.timers import TimeLimit, ending, within
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from resilience.clock import Clock
-    from resilience.fusing import Runner, StreamRunner
+    from resilience.fusing import Runner
+    from resilience.streaming import StreamRunner
     from resilience.timers import Exceeded
 
 __all__ = ["Deadline", "Timeout", "TimeoutStatistics"]
@@ -100,7 +101,7 @@ class Timeout(Strategy):
         whole = self.seconds, nanoseconds(self.seconds)
         first = whole if self.first_item is None else (self.first_item, nanoseconds(self.first_item))
 
-        def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
+        def begin(*call: Any) -> Relay:  # noqa: ANN401 - a call's function, arguments and keywords
             line = MonotoneLine(clock.monotonic_ns())
             started_ns = line.last_ns
 
@@ -108,9 +109,9 @@ class Timeout(Strategy):
                 limit, limit_ns = whole if begun else first
                 return limit, started_ns + limit_ns - line.at(clock.monotonic_ns())
 
-            return _in_time(call_next(func, args, kwargs), clock, left, self._exceeded)
+            return _InTime(clock, left, self._exceeded, functools.partial(call_next, *call))
 
-        return run
+        return relaying(begin)
 
     def wrap_manager(self, call_next: StreamRunner) -> StreamRunner:
         """Return a manager that ends in time, its block included; `first_item` has no say."""
@@ -175,10 +176,7 @@ class Deadline(Strategy):
         def left(_begun: bool) -> tuple[float, int]:  # noqa: FBT001 - a callback's one argument
             return limit, self._left_ns()
 
-        def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
-            return _in_time(call_next(func, args, kwargs), self.clock, left)
-
-        return run
+        return relaying(lambda *call: _InTime(self.clock, left, TimeoutExceededError, functools.partial(call_next, *call)))
 
     def wrap_manager(self, call_next: StreamRunner) -> StreamRunner:
         """Return a manager that ends in time, its block included."""
@@ -241,30 +239,35 @@ def _manager_in_time(
     return run
 
 
-async def _in_time(
-    stream: AsyncGenerator[Any, Any],
-    clock: Clock,
-    left: Callable[[bool], tuple[float, int]],
-    exceeded: Exceeded = TimeoutExceededError,
-) -> AsyncGenerator[Any, Any]:
-    """Pass a stream on; `left(begun)` says which limit its next item is under, and how much of that is left."""
-    begun = False
-    try:
-        sent = thrown = None
-        while True:
-            limit, left_ns = left(begun)
-            if left_ns <= 0:
-                raise exceeded(limit)
-            item = await within(limit, left_ns, clock, functools.partial(step, stream, sent, thrown), exceeded)
-            if item is END:
-                return
-            begun = True
-            sent = thrown = None
-            try:
-                sent = yield item
-            except GeneratorExit:
-                raise
-            except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
-                thrown = exception
-    finally:
-        await close(stream)
+class _InTime(Relay):
+    """A stream each of whose steps ends in time.
+
+    `left(begun)` says which limit the next step is under, and how much of that is left.
+    """
+
+    __slots__ = ("_begun", "_clock", "_exceeded", "_left")
+
+    def __init__(
+        self,
+        clock: Clock,
+        left: Callable[[bool], tuple[float, int]],
+        exceeded: Exceeded,
+        open_inner: Callable[[], AsyncGenerator[Any, Any]],
+    ) -> None:
+        super().__init__(open_inner)
+        self._clock = clock
+        self._left = left
+        self._exceeded = exceeded
+        self._begun = False
+
+    async def first(self) -> Any:  # noqa: ANN401 - items are the user's
+        item = await super().first()
+        self._begun = True
+        return item
+
+    async def step(self, sent: object, thrown: BaseException | None) -> Any:  # noqa: ANN401
+        limit, left_ns = self._left(self._begun)
+        if left_ns <= 0:
+            raise self._exceeded(limit)
+        start = functools.partial(super().step, sent, thrown)
+        return await within(limit, left_ns, self._clock, start, self._exceeded)

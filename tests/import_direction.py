@@ -63,6 +63,7 @@ RULES = (
             ("parking",),
             ("timers",),
             ("retry_budget",),
+            ("streaming",),
             ("fusing",),
             ("callables",),
             ("describing",),

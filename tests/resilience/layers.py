@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio.lowlevel
 
 from resilience import Guard, NotUntil, Permit, RejectedError, Strategy
-from resilience.fusing import END, close, step
+from resilience.streaming import Relay, relaying
 from resilience.testing import ManualClock
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 
     from resilience import Clock, Layer, Verdict
-    from resilience.fusing import BlockingRunner, Runner, StreamRunner
+    from resilience.fusing import BlockingRunner, Runner
+    from resilience.streaming import StreamRunner
 
 Log: TypeAlias = "list[tuple[str, str]]"
 
@@ -105,26 +107,24 @@ class Again(Strategy):
     def wrap_stream(self, call_next: StreamRunner) -> StreamRunner:
         """Return a stream that is passed on, once."""
 
-        async def run(
-            func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> AsyncGenerator[Any, Any]:
+        def begin(*call: Any) -> Relay:  # noqa: ANN401 - a function, its arguments and its keywords
             self.log.append((self.name, "begins"))
-            stream = call_next(func, args, kwargs)
-            try:
-                sent = thrown = None
-                while (item := await step(stream, sent, thrown)) is not END:
-                    sent = thrown = None
-                    try:
-                        sent = yield item
-                    except GeneratorExit:
-                        raise
-                    except BaseException as exception:  # noqa: BLE001 - thrown into the stream, whose business it is
-                        thrown = exception
-            finally:
-                self.log.append((self.name, "ends"))
-                await close(stream)
+            return _Noted(self, functools.partial(call_next, *call))
 
-        return run
+        return relaying(begin)
+
+
+class _Noted(Relay):
+    """A stream that is passed on, once; its end is noted before it is closed."""
+
+    def __init__(self, again: Again, open_inner: Callable[[], AsyncGenerator[Any, Any]]) -> None:
+        super().__init__(open_inner)
+        self.again = again
+
+    async def close(self) -> None:
+        """Note the end."""
+        self.again.log.append((self.again.name, "ends"))
+        await super().close()
 
 
 class Callee:

@@ -19,7 +19,8 @@ from tests.resilience.support import assert_caught, assert_refuses, both_loops, 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from resilience.fusing import BlockingRunner, Runner, StreamRunner
+    from resilience.fusing import BlockingRunner, Runner
+    from resilience.streaming import StreamRunner
 
 every_loop = pytest.mark.anyio
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
     from resilience import Layer, Verdict
-    from resilience.fusing import Runner, StreamRunner
+    from resilience.fusing import Runner
+    from resilience.streaming import StreamRunner
     from tests.resilience.support import Job
 
 Step: TypeAlias = tuple[str, int, int]
