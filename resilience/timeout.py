@@ -176,7 +176,9 @@ class Deadline(Strategy):
         def left(_begun: bool) -> tuple[float, int]:  # noqa: FBT001 - a callback's one argument
             return limit, self._left_ns()
 
-        return relaying(lambda *call: _InTime(self.clock, left, TimeoutExceededError, functools.partial(call_next, *call)))
+        return relaying(
+            lambda *call: _InTime(self.clock, left, TimeoutExceededError, functools.partial(call_next, *call))
+        )
 
     def wrap_manager(self, call_next: StreamRunner) -> StreamRunner:
         """Return a manager that ends in time, its block included."""
