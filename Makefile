@@ -24,7 +24,7 @@ check: environment-dev ## Check format, lint, types and the import direction
 	$(python) -m mypy
 	$(python) -m pytest -q -p no:randomly tests/test_imports.py tests/test_repository.py
 
-bench: environment-dev ## Time every guard beside a bare await; BENCH_ENFORCE=1 fails past a target
+bench: environment-peers ## Time every guard, beside other libraries too; BENCH_ENFORCE=1 fails past a target
 	$(python) -m benchmarks
 	$(python) -m pytest benchmarks --benchmark-enable --benchmark-only -p no:randomly --timeout=0 $(ARGS)
 

@@ -198,7 +198,7 @@ SUBJECTS = (
     Subject("AsyncGuardedDeque.append + popleft", append_and_popleft),
     Subject("Retry.call, first attempt", retry_unneeded),
     Subject("Timeout.call, in time", timeout_unreached),
-    Subject("Policy of five, call", policy_of_five),
+    Subject("Policy of five, call", policy_of_five, target=60),
 )
 
 
