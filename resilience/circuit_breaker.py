@@ -20,9 +20,9 @@ from resilience.errors import CircuitOpenError
 from resilience.events import StateChanged, calls_for
 from resilience.fusing import SETTLED
 from resilience.layer import EVERYTHING, Everything, Guard, LayerKind, Permit, Statistics, Tally
-from resilience.machines.backoff import Backoff, is_backoff
+from resilience.machines.backoff import Backoff, as_backoff
 from resilience.machines.breaker import Breaker, CircuitState
-from resilience.machines.checks import positive, positive_int
+from resilience.machines.checks import instance, positive, positive_int
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.tripping import ConsecutiveFailures, FailureRate, SlowCallRate, TripCondition
 from resilience.outcome import Verdict, any_exception, verdict_of_exception, verdict_of_result
@@ -89,7 +89,7 @@ class CircuitBreaker(Guard):
         slow_call_duration: seconds from which on a call is slow; needed by SlowCallRate. A slow probe has failed.
         probe_timeout: seconds after which a probe that was not settled counts as failed (default: `recovery_timeout`).
         recovery_backoff: makes the circuit stay open longer each time its probes fail again; never shorter than
-            `recovery_timeout`.
+            `recovery_timeout`; an iterable of seconds is a ScheduleBackoff.
         on_state_change: called with (breaker, old, new) after each change. It may use the breaker; what it raises is
             logged.
         clock: where time comes from.
@@ -143,7 +143,7 @@ class CircuitBreaker(Guard):
         is_failure_result: Callable[[object], bool | Verdict] | None = None,
         slow_call_duration: float | None = None,
         probe_timeout: float | None = None,
-        recovery_backoff: Backoff | None = None,
+        recovery_backoff: Backoff | Iterable[float] | None = None,
         on_state_change: Callable[[CircuitBreaker, CircuitState, CircuitState], object] | None = None,
         clock: Clock | None = None,
         random: random_module.Random | None = None,
@@ -152,9 +152,6 @@ class CircuitBreaker(Guard):
         positive("recovery_timeout", recovery_timeout)
         if probe_timeout is not None:
             positive("probe_timeout", probe_timeout)
-        if recovery_backoff is not None and not is_backoff(recovery_backoff):
-            msg = f"recovery_backoff must be a backoff such as ExponentialBackoff(), not {recovery_backoff!r}"
-            raise ValueError(msg)
         for argument, value in (
             ("is_failure", is_failure),
             ("is_failure_result", is_failure_result),
@@ -171,7 +168,7 @@ class CircuitBreaker(Guard):
             probe_limit=positive_int("half_open_max_calls", half_open_max_calls),
             success_threshold=positive_int("success_threshold", success_threshold),
             probe_for_ns=nanoseconds(recovery_timeout if probe_timeout is None else probe_timeout),
-            backoff=recovery_backoff,
+            backoff=None if recovery_backoff is None else as_backoff("recovery_backoff", recovery_backoff),
         )
         super().__init__(name)
         self.clock: Clock = SystemClock() if clock is None else clock
@@ -179,7 +176,7 @@ class CircuitBreaker(Guard):
         self._is_failure = is_failure
         self._is_failure_result = is_failure_result
         self._on_state_change = on_state_change
-        self._random = random_module.Random() if random is None else random
+        self._random = random_module.Random() if random is None else instance("random", random, random_module.Random)
         self._last_failure_ns: int | None = None
         self._admissions = Tally()
         self._plain_successes = Tally()

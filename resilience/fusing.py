@@ -23,7 +23,7 @@ from resilience.outcome import Verdict
 from resilience.streaming import Relay, relaying
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from resilience.clock import Clock
     from resilience.machines.decision import NeverFits, NotUntil
@@ -73,6 +73,7 @@ class Deciding(Protocol):
 class Controlling(Protocol):
     """What this module asks of a strategy; `layer.Strategy` says what each means."""
 
+    def inside(self, outer: Any) -> Controlling: ...  # noqa: ANN401 - layers, of which this module knows less
     def wrap(self, call_next: Runner) -> Runner: ...
     def wrap_blocking(self, call_next: BlockingRunner) -> BlockingRunner | None: ...
     def wrap_stream(self, call_next: StreamRunner) -> StreamRunner | None: ...
@@ -173,11 +174,12 @@ def compose_manager(parts: tuple[Deciding | Controlling, ...]) -> StreamRunner |
 
 def _from_inside(parts: tuple[Deciding | Controlling, ...]) -> Iterator[tuple[Deciding, ...] | Controlling]:
     """Yield the strategies, and the guards that neighbour one another as one tuple, innermost first."""
-    for is_guard, neighbours in itertools.groupby(reversed(parts), key=lambda part: hasattr(part, "admit")):
+    counted = reversed(tuple(enumerate(parts)))
+    for is_guard, neighbours in itertools.groupby(counted, key=lambda place: hasattr(place[1], "admit")):
         if is_guard:
-            yield cast("tuple[Deciding, ...]", tuple(neighbours)[::-1])
+            yield tuple(cast("Deciding", part) for _, part in neighbours)[::-1]
         else:
-            yield from cast("Iterable[Controlling]", neighbours)
+            yield from (cast("Controlling", part).inside(parts[:index]) for index, part in neighbours)
 
 
 def _invoke(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:

@@ -18,6 +18,7 @@ Source: Dean and Barroso, The Tail at Scale (2013).
 
 from __future__ import annotations
 
+import copy
 import functools
 import threading
 from contextlib import suppress
@@ -29,10 +30,10 @@ import attrs
 from resilience.clock import SystemClock, nanoseconds, seconds
 from resilience.events import HedgeStarted, announce
 from resilience.layer import EVERYTHING, Everything, LayerKind, Strategy, Tally
-from resilience.machines.checks import callable_or_none, non_negative, positive_int, string
+from resilience.machines.checks import callable_or_none, instance, non_negative, positive_int, string
 from resilience.machines.quantile import WindowedQuantile
 from resilience.outcome import matcher
-from resilience.retry_budget import RetryBudget
+from resilience.retry_budget import RetryBudget, earned_by
 from resilience.timers import alarm, cancellations
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from resilience.clock import Clock
     from resilience.fusing import Runner
+    from resilience.layer import Guard
     from resilience.outcome import On
     from resilience.timers import Alarm
 
@@ -92,6 +94,7 @@ class Hedge(Strategy):
 
     __slots__ = (
         "_delay_ns",
+        "_earns",
         "_hedged",
         "_lock",
         "_matches",
@@ -138,10 +141,8 @@ class Hedge(Strategy):
         self.on = on
         self._matches = matcher(on)
         self.on_result = callable_or_none("on_result", on_result)
-        if budget is not None and not isinstance(budget, RetryBudget):
-            msg = f"budget must be a RetryBudget, not {budget!r}"
-            raise ValueError(msg)
-        self.budget = budget
+        self.budget = None if budget is None else instance("budget", budget, RetryBudget)
+        self._earns = True
         self.name = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._delay_ns = None if delay is None else nanoseconds(delay)
@@ -166,11 +167,19 @@ class Hedge(Strategy):
         delay_ns = self._current_delay_ns()
         return None if delay_ns is None else seconds(delay_ns)
 
+    def inside(self, outer: tuple[Guard | Strategy, ...]) -> Strategy:
+        """Return one that leaves it to a layer outside, if that has the same budget, to note the first attempt."""
+        if not earned_by(outer, self.budget):
+            return self
+        inner = copy.copy(self)
+        inner._earns = False  # noqa: SLF001 - its own copy
+        return inner
+
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that hedges. A checkpoint; a cancellation goes on once every attempt has ended."""
 
         async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-            if self.budget is not None:
+            if self.budget is not None and self._earns:
                 self.budget.first_attempt()
             delay_ns = self._current_delay_ns()
             if delay_ns is not None:

@@ -226,6 +226,10 @@ class Strategy(Layer):
         """
         return self.wrap_stream(call_next)
 
+    def inside(self, outer: tuple[Guard | Strategy, ...]) -> Strategy:  # noqa: ARG002 - the base shares nothing
+        """Return what stands for this strategy inside of those layers: itself, unless it shares something with one."""
+        return self
+
     def remains(self) -> Remains | Everything | None:
         """Return what calls have left behind, as a guard does; None for a strategy that keeps nothing between calls."""
         return EVERYTHING

@@ -7,6 +7,7 @@ that ends the retries is the callee's own, with a note of the attempts.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import random as random_module
@@ -19,10 +20,10 @@ from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.events import RetryScheduled, announce
 from resilience.layer import EVERYTHING, Everything, LayerKind, Strategy, Tally
 from resilience.machines.backoff import Backoff, ExponentialBackoff, as_backoff
-from resilience.machines.checks import callable_or_none, positive, positive_int, string
+from resilience.machines.checks import callable_or_none, instance, positive, positive_int, string
 from resilience.machines.retrying import GiveUp, RetryAfter, decide
 from resilience.outcome import matcher
-from resilience.retry_budget import RetryBudget
+from resilience.retry_budget import RetryBudget, earned_by
 from resilience.streaming import Relay, relaying
 from resilience.timers import remaining_ns
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from resilience.clock import Clock
     from resilience.fusing import BlockingRunner, Runner
+    from resilience.layer import Guard
     from resilience.outcome import On
     from resilience.streaming import StreamRunner
 
@@ -86,6 +88,7 @@ class Retry(Strategy):
     """
 
     __slots__ = (
+        "_earns",
         "_given_up",
         "_matches",
         "_max_elapsed_ns",
@@ -123,10 +126,8 @@ class Retry(Strategy):
         self.on_result = callable_or_none("on_result", on_result)
         self.backoff = ExponentialBackoff() if backoff is None else as_backoff("backoff", backoff)
         self._max_elapsed_ns = None if max_elapsed is None else nanoseconds(positive("max_elapsed", max_elapsed))
-        if budget is not None and not isinstance(budget, RetryBudget):
-            msg = f"budget must be a RetryBudget, not {budget!r}"
-            raise ValueError(msg)
-        self.budget = budget
+        self.budget = None if budget is None else instance("budget", budget, RetryBudget)
+        self._earns = True
         if not isinstance(honor_retry_after, bool):
             msg = f"honor_retry_after must be True or False, not {honor_retry_after!r}"
             raise ValueError(msg)
@@ -134,10 +135,7 @@ class Retry(Strategy):
         self.retry_after = callable_or_none("retry_after", retry_after)
         self.name = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
-        if random is not None and not isinstance(random, random_module.Random):
-            msg = f"random must be a random.Random, not {random!r}"
-            raise ValueError(msg)
-        self.random = random_module.Random() if random is None else random
+        self.random = random_module.Random() if random is None else instance("random", random, random_module.Random)
         self._retried = Tally()
         self._given_up = Tally()
 
@@ -169,6 +167,14 @@ class Retry(Strategy):
 
         """
         return Attempts(self)
+
+    def inside(self, outer: tuple[Guard | Strategy, ...]) -> Strategy:
+        """Return one that leaves it to a layer outside, if that has the same budget, to note the first attempt."""
+        if not earned_by(outer, self.budget):
+            return self
+        inner = copy.copy(self)
+        inner._earns = False  # noqa: SLF001 - its own copy
+        return inner
 
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that tries again. A cancellation ends it at once, during a delay too."""
@@ -221,7 +227,7 @@ class Retry(Strategy):
 
     def _start(self) -> int:
         """Begin a call: earn its share of the budget, and return the instant."""
-        if self.budget is not None:
+        if self.budget is not None and self._earns:
             self.budget.first_attempt()
         return self.clock.monotonic_ns()
 

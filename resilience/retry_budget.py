@@ -16,9 +16,11 @@ from resilience.machines.budget import Budget
 from resilience.machines.checks import positive, string
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from resilience.clock import Clock
 
-__all__ = ["BudgetStatistics", "RetryBudget"]
+__all__ = ["BudgetStatistics", "RetryBudget", "earned_by"]
 
 
 @attrs.frozen(kw_only=True)
@@ -95,3 +97,8 @@ class RetryBudget:
         with self._lock:
             available = self._budget.available(self._line.at(self.clock.monotonic_ns()))
             return BudgetStatistics(paid=self._paid, refused=self._refused, available=available)
+
+
+def earned_by(layers: Iterable[object], budget: RetryBudget | None) -> bool:
+    """Tell whether one of the layers around a call notes it as a first attempt of the budget already."""
+    return budget is not None and any(getattr(layer, "budget", None) is budget for layer in layers)

@@ -19,7 +19,7 @@ from resilience.errors import StormError
 from resilience.events import StormEnded, StormStarted, calls_for
 from resilience.fusing import SETTLED
 from resilience.layer import EVERYTHING, Everything, Guard, LayerKind, Permit, Remains, Statistics
-from resilience.machines.checks import non_negative, positive, positive_int, whole_number
+from resilience.machines.checks import instance, non_negative, positive, positive_int, whole_number
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.fairness import KeyShares
 from resilience.machines.sampling import Sampler
@@ -64,7 +64,13 @@ class Sample:
     """
 
     one_in: int = attrs.field(validator=lambda _, __, value: positive_int("one_in", value))
-    random: random_module.Random = attrs.field(factory=random_module.Random, kw_only=True, eq=False, repr=False)
+    random: random_module.Random = attrs.field(
+        factory=random_module.Random,
+        kw_only=True,
+        eq=False,
+        repr=False,
+        validator=lambda _, __, value: instance("random", value, random_module.Random),
+    )
 
 
 class StormGuard(Guard):
@@ -137,15 +143,12 @@ class StormGuard(Guard):
         _check_share("calm_ratio", calm_ratio)
         _check_share("key_share", key_share)
         self.reserve, bounds = _reserved(max_events, reserve)
-        if surplus is not None and not isinstance(surplus, Sample):
-            msg = f"surplus must be a Sample or None, not {surplus!r}"
-            raise ValueError(msg)
         super().__init__(name)
         self.window_size = window_size
         self.max_events = max_events
         self.calm_ratio = calm_ratio
         self.key_share = key_share
-        self.surplus = surplus
+        self.surplus = None if surplus is None else instance("surplus", surplus, Sample)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._clock_ns = self.clock.monotonic_ns
         self._line = MonotoneLine(self._clock_ns())

@@ -9,9 +9,19 @@ from __future__ import annotations
 import math
 from typing import TypeVar
 
-__all__ = ["callable_or_none", "finite", "non_negative", "positive", "positive_int", "string", "whole_number"]
+__all__ = [
+    "callable_or_none",
+    "finite",
+    "instance",
+    "non_negative",
+    "positive",
+    "positive_int",
+    "string",
+    "whole_number",
+]
 
 F = TypeVar("F")
+K = TypeVar("K")
 
 
 def positive(name: str, value: object, *, infinite: bool = False) -> float:
@@ -66,6 +76,14 @@ def callable_or_none(name: str, value: F) -> F:
     """Return `value` if it is a callable or None, or raise ValueError."""
     if value is not None and not callable(value):
         msg = f"{name} must be callable, not {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def instance(name: str, value: object, kind: type[K]) -> K:
+    """Return `value` if it is one of `kind`, or raise ValueError."""
+    if not isinstance(value, kind):
+        msg = f"{name} must be a {kind.__qualname__}, not {value!r}"
         raise ValueError(msg)
     return value
 

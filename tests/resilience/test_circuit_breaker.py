@@ -545,6 +545,18 @@ def test_reset_closes_and_forgets() -> None:
     assert breaker.failure_count == 0
 
 
+def test_the_break_follows_a_schedule() -> None:
+    """An iterable of seconds does as a `recovery_backoff`; it says how long each break is, but for the shortest."""
+    clock = ManualClock()
+    breaker = CircuitBreaker(1, 2.0, recovery_backoff=iter([1.0, 3.0, 4.0]), clock=clock)
+    breaks = []
+    for _ in range(5):
+        _fail(breaker)
+        breaks.append(breaker.retry_after())
+        clock.advance(breaks[-1])
+    assert breaks == [2.0, 2.0, 3.0, 4.0, 4.0]
+
+
 def test_the_break_grows_when_probes_keep_failing() -> None:
     """With `recovery_backoff`, each failed probe makes the next break longer."""
     clock = ManualClock()
@@ -741,6 +753,7 @@ def test_durations_must_be_positive_and_finite(name: str, value: object) -> None
         *((name, value) for name in ("is_failure", "is_failure_result", "on_state_change") for value in (0, "x", True)),
         *(("trip", value) for value in (5, True, "x", (), [1])),
         *(("recovery_backoff", value) for value in (1.0, "x", ExponentialBackoff)),
+        ("random", 4),
         ("name", 3),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import threading
 from functools import partial
 from typing import TYPE_CHECKING
@@ -74,6 +75,8 @@ def test_refuses_bad_reserves(bad: object) -> None:
 def test_refuses_a_surplus_that_it_does_not_know() -> None:
     """The surplus is sampled or rejected; there is no third way here."""
     assert_refuses("surplus", "drop", StormGuard)
+    for bad in (4, random.Random, None):
+        assert_refuses("random", bad, Sample, 10)
 
 
 # Instants of a small world, so that windows' ends and equal instants are met often.
