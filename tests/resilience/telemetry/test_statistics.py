@@ -41,7 +41,7 @@ from resilience.testing import ManualClock
 from tests.resilience.support import assert_caught, assert_refuses
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
     from resilience.guarded_deque import Overflow
 
@@ -316,7 +316,7 @@ async def test_timeout_counts_what_it_ends() -> None:
     await timeout.call(clock.sleep, 1.0)
     await consume(0.5, 0.5)
     assert timeout.statistics().timed_out == 0
-    too_long = (
+    too_long: tuple[Callable[[], Awaitable[None]], ...] = (
         partial(timeout.call, clock.sleep, 5.0),
         block,
         partial(consume, 2.0, 0.0),
