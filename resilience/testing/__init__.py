@@ -1,4 +1,8 @@
-"""For your tests as well as ours: time that moves when you say so, and proofs that cover every schedule."""
+"""For your tests as well as ours: time that moves when you say so, and proofs that cover every schedule.
+
+Here are the names that cost little to import. The instruments that drive event loops and threads are modules of their
+own: `seeded_asyncio`, `seeded_trio`, `interleaving`.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,29 @@ from resilience.testing.linearizability import (
 )
 from resilience.testing.manual_clock import ManualClock
 from resilience.testing.report import Report
+from resilience.testing.runs import DeadlockError, NondeterminismError, NoProgressError, RealWorldError, Run
+from resilience.testing.schedules import PCT, Exhaustive, Random, Replay, Schedule, schedules
+from resilience.testing.virtual_time import Faults
 
 __all__ = [
+    "PCT",
+    "DeadlockError",
+    "Exhaustive",
+    "Faults",
     "History",
     "ManualClock",
     "Model",
+    "NoProgressError",
+    "NondeterminismError",
     "NotLinearizableError",
     "Operation",
+    "Random",
+    "RealWorldError",
+    "Replay",
     "Report",
+    "Run",
+    "Schedule",
     "assert_linearizable",
     "linearize",
+    "schedules",
 ]
