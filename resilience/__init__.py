@@ -11,6 +11,7 @@ from resilience.bulkhead import Bulkhead
 from resilience.circuit_breaker import CircuitBreaker, CircuitState, Isolation
 from resilience.clock import CallbackClock, Clock, SystemClock
 from resilience.coalescing import Coalesced, Coalescer, Fate
+from resilience.counting import Statistics
 from resilience.describing import Description, LayerKind
 from resilience.errors import (
     BulkheadFullError,
@@ -27,7 +28,7 @@ from resilience.fallback import Fallback
 from resilience.guarded_deque import AsyncGuardedDeque
 from resilience.hedge import Hedge
 from resilience.keyed import Keyed, KeyedStatistics
-from resilience.layer import EVERYTHING, Everything, Guard, Layer, Permit, Remains, Statistics, Strategy
+from resilience.layer import Guard, Layer, Permit, Strategy
 from resilience.machines.backoff import (
     Backoff,
     ConstantBackoff,
@@ -42,6 +43,7 @@ from resilience.machines.tripping import ConsecutiveFailures, CountWindow, Failu
 from resilience.outcome import Verdict
 from resilience.policy import Policy, PolicyWarning
 from resilience.rate_limiter import RateLimiter, Reservation
+from resilience.remains import EVERYTHING, NEVER, Everything, Remains
 from resilience.retry import Attempt, Attempts, Retry
 from resilience.retry_budget import RetryBudget
 from resilience.storm_guard import Sample, StormGuard
@@ -50,6 +52,7 @@ from resilience.timeout import Deadline, Timeout
 __all__ = [
     "AIMD",
     "EVERYTHING",
+    "NEVER",
     "AdaptiveLimiter",
     "AsyncGuardedDeque",
     "Attempt",

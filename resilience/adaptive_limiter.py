@@ -14,16 +14,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from resilience.counting import Statistics
 from resilience.errors import LimitExceededError
 from resilience.events import LimitChanged, calls_for
 from resilience.fusing import SETTLED
-from resilience.layer import EVERYTHING, Everything, Guard, LayerKind, Permit, Statistics
+from resilience.layer import Guard, LayerKind, Permit
 from resilience.machines.checks import positive
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.limits import Gradient2, LimitAlgorithm
 from resilience.machines.token_bucket import exact_fraction
 from resilience.outcome import Verdict, verdict_of_exception, verdict_of_result
 from resilience.queueing import WHOLE, QueueingGuard
+from resilience.remains import EVERYTHING, Everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -25,14 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
-    from resilience.fusing import BlockingRunner, Controlling, Deciding, Runner
+    from resilience.fusing import BlockingRunner, Composed, Runner
     from resilience.streaming import StreamRunner
 
 __all__ = ["decorate", "enclose", "is_kind"]
 
 
-def decorate(title: str, parts: tuple[Deciding | Controlling, ...], func: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `func` with these parts around it; raise TypeError, in the name of `title`, for what they cannot guard."""
+def decorate(layer: Composed, func: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `func` with this layer around it; raise TypeError for what it cannot guard."""
+    title = type(layer).__name__
     if not callable(func) and not isinstance(func, classmethod):
         msg = f"{title} can only decorate a callable, not {func!r}"
         raise TypeError(msg)
@@ -42,17 +43,17 @@ def decorate(title: str, parts: tuple[Deciding | Controlling, ...], func: Callab
         raise TypeError(msg)
     wrapper: Callable[..., Any]
     if is_kind(inspect.isasyncgenfunction, func):
-        stream = compose_stream(parts)
+        stream = compose_stream(layer)
         if stream is None:
             msg = f"{title} cannot guard the async generator {func!r}"
             raise TypeError(msg)
         wrapper = bind(stream, func)
     elif is_kind(inspect.iscoroutinefunction, func):
-        wrapper = _async_wrapper(compose(parts), func)
+        wrapper = _async_wrapper(compose(layer), func)
     elif _makes_managers(func):
-        wrapper = enclose(title, parts, func)
+        wrapper = enclose(layer, func)
     else:
-        blocking = compose_blocking(parts)
+        blocking = compose_blocking(layer)
         if blocking is None:
             msg = f"{title} cannot guard the plain function {func!r}: it could not be stopped; make it async"
             raise TypeError(msg)
@@ -62,14 +63,13 @@ def decorate(title: str, parts: tuple[Deciding | Controlling, ...], func: Callab
 
 
 def enclose(
-    title: str,
-    parts: tuple[Deciding | Controlling, ...],
+    layer: Composed,
     func: Callable[..., AbstractAsyncContextManager[Any]],
 ) -> Callable[..., AbstractAsyncContextManager[Any]]:
-    """Return a maker of async context managers with these parts around each, from its entering until it is left."""
-    run = compose_manager(parts)
+    """Return a maker of async context managers with this layer around each, from its entering until it is left."""
+    run = compose_manager(layer)
     if run is None:
-        msg = f"{title} cannot guard the async context manager {func!r}"
+        msg = f"{type(layer).__name__} cannot guard the async context manager {func!r}"
         raise TypeError(msg)
     return asynccontextmanager(functools.partial(_open, run, _as_stream(func)))
 

@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING
 import attrs
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
+from resilience.counting import Statistics, Tally
 from resilience.errors import CircuitOpenError
 from resilience.events import StateChanged, calls_for
 from resilience.fusing import SETTLED
-from resilience.layer import EVERYTHING, Everything, Guard, LayerKind, Permit, Statistics, Tally
+from resilience.layer import Guard, LayerKind, Permit
 from resilience.machines.backoff import Backoff, as_backoff
 from resilience.machines.breaker import Breaker, CircuitState
 from resilience.machines.checks import instance, positive, positive_int
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.tripping import ConsecutiveFailures, FailureRate, SlowCallRate, TripCondition
 from resilience.outcome import Verdict, any_exception, verdict_of_exception, verdict_of_result
+from resilience.remains import EVERYTHING, Everything
 
 if TYPE_CHECKING:
     from collections.abc import Callable

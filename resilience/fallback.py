@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from resilience.callables import is_kind
+from resilience.counting import Tally
 from resilience.events import FellBack, announce
-from resilience.layer import LayerKind, Strategy, Tally
+from resilience.layer import LayerKind, Strategy
 from resilience.machines.checks import callable_or_none, string
 from resilience.outcome import matcher
 from resilience.streaming import Relay, relaying

@@ -17,7 +17,7 @@ import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncContextDecorator
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 from resilience.outcome import Verdict
 from resilience.streaming import Relay, relaying
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SETTLED",
     "BlockingRunner",
+    "Composed",
     "Permit",
     "Runner",
     "compose",
@@ -42,6 +43,7 @@ __all__ = [
 
 Runner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 BlockingRunner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 # Results of a call in which nothing has run yet; AsyncContextDecorator is what `asynccontextmanager` makes.
@@ -78,6 +80,15 @@ class Controlling(Protocol):
     def wrap_blocking(self, call_next: BlockingRunner) -> BlockingRunner | None: ...
     def wrap_stream(self, call_next: StreamRunner) -> StreamRunner | None: ...
     def wrap_manager(self, call_next: StreamRunner) -> StreamRunner | None: ...
+
+
+class Composed(Protocol):
+    """What this module asks of a layer."""
+
+    @property
+    def parts(self) -> tuple[Deciding | Controlling, ...]:
+        """Of what it consists, outermost first."""
+        ...
 
 
 SETTLED = -1
@@ -137,38 +148,51 @@ class Permit:
 Hearing: TypeAlias = tuple[tuple[int, Callable[[Permit, object], None]], ...]
 
 
-def compose(parts: tuple[Deciding | Controlling, ...]) -> Runner:
+def compose(layer: Composed) -> Runner:
     """Return the runner of a composition, its outermost layer first."""
     run: Runner | None = None
-    for link in _from_inside(parts):
+    for link in _from_inside(layer.parts):
         if isinstance(link, tuple):
-            run = _one_guard(link[0], run) if len(link) == 1 else _guards(link, run)
+            run = _holding(layer, _one_guard(link[0], run) if len(link) == 1 else _guards(link, run))
         else:
             run = link.wrap(run or _invoke)
     return run or _bare
 
 
-def compose_blocking(parts: tuple[Deciding | Controlling, ...]) -> BlockingRunner | None:
+def compose_blocking(layer: Composed) -> BlockingRunner | None:
     """Return the same for plain functions; None where a layer cannot guard them."""
     run: BlockingRunner | None = _invoke_blocking
-    for link in _from_inside(parts):
-        run = run and (_guards_blocking(link, run) if isinstance(link, tuple) else link.wrap_blocking(run))
+    for link in _from_inside(layer.parts):
+        run = run and (
+            _holding(layer, _guards_blocking(link, run)) if isinstance(link, tuple) else link.wrap_blocking(run)
+        )
     return run
 
 
-def compose_stream(parts: tuple[Deciding | Controlling, ...]) -> StreamRunner | None:
+def compose_stream(layer: Composed) -> StreamRunner | None:
     """Return the same for async generators."""
     run: StreamRunner | None = _invoke_stream
-    for link in _from_inside(parts):
-        run = run and (_guards_stream(link, run) if isinstance(link, tuple) else link.wrap_stream(run))
+    for link in _from_inside(layer.parts):
+        run = run and (_holding(layer, _guards_stream(link, run)) if isinstance(link, tuple) else link.wrap_stream(run))
     return run
 
 
-def compose_manager(parts: tuple[Deciding | Controlling, ...]) -> StreamRunner | None:
+def compose_manager(layer: Composed) -> StreamRunner | None:
     """Return the same for async context managers, each being a stream of one item during which its block runs."""
     run: StreamRunner | None = _invoke_stream
-    for link in _from_inside(parts):
-        run = run and (_guards_stream(link, run) if isinstance(link, tuple) else link.wrap_manager(run))
+    for link in _from_inside(layer.parts):
+        run = run and (
+            _holding(layer, _guards_stream(link, run)) if isinstance(link, tuple) else link.wrap_manager(run)
+        )
+    return run
+
+
+def _holding(layer: Composed, run: F) -> F:
+    """Make a runner, and so each of its calls from before it has begun until it has ended, hold its layer.
+
+    By the parts alone nobody could tell that a Policy is in use: a `Keyed` wants to know.
+    """
+    vars(run)["__layer__"] = layer
     return run
 
 

@@ -28,11 +28,13 @@ import anyio
 import attrs
 
 from resilience.clock import SystemClock, nanoseconds, seconds
+from resilience.counting import Tally
 from resilience.events import HedgeStarted, announce
-from resilience.layer import EVERYTHING, Everything, LayerKind, Strategy, Tally
+from resilience.layer import LayerKind, Strategy
 from resilience.machines.checks import callable_or_none, instance, non_negative, positive_int, string
 from resilience.machines.quantile import WindowedQuantile
 from resilience.outcome import matcher
+from resilience.remains import EVERYTHING, Everything
 from resilience.retry_budget import RetryBudget, earned_by
 from resilience.timers import alarm, cancellations
 

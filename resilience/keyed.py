@@ -7,8 +7,8 @@ Rules of this module:
   have gone longest without use go first. Where none may be dropped, a new key is refused, explicitly.
 * A guard nobody holds need not be kept as an object, a thousand bytes and more, while what its calls have left behind
   is an instant: when a bucket is full again, when an event leaves the window. Such a guard is put to *sleep*: what
-  remains of it is kept under its key, and given to a new guard when the key is next asked for. It goes stale by itself,
-  as time goes by. So a key that is idle costs one entry of a dict and one integer, if that.
+  remains of it (`remains`) is kept under its key, and given to a new guard when the key is next asked for. Most of that
+  goes stale by itself, as time goes by. So a key that is idle costs one entry of a dict and one integer, if that.
 * Only the guards used last are *awake*, that is, kept as objects. The others fall asleep as new ones are needed; those
   of which more remains than a few instants (an open circuit, a bulkhead with permits out) stay awake as they are.
 * Whether anybody holds a guard is not asked but tried: under the locks of its parts, so that nobody can use it
@@ -22,37 +22,34 @@ It knows layers, and no particular guard.
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
 from collections import OrderedDict
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
 
 from resilience.clock import SystemClock, seconds
 from resilience.errors import KeysExhaustedError
 from resilience.events import Rejected, announce
-from resilience.fusing import compose_blocking, compose_manager, compose_stream
-from resilience.layer import EVERYTHING, Guard, Layer, Strategy
+from resilience.layer import Guard, Layer
 from resilience.machines.checks import positive_int, string
+from resilience.picking import ByKey
+from resilience.remains import EVERYTHING, NEVER, Everything, pack, unpack, until_ns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Hashable, Iterator
+    from collections.abc import Callable, Hashable, Iterator
 
     from resilience.clock import Clock
     from resilience.events import EventQueue
-    from resilience.fusing import BlockingRunner, Runner
-    from resilience.layer import Everything, Remains
-    from resilience.streaming import StreamRunner
+    from resilience.layer import Strategy
+    from resilience.remains import Packed, Remains
 
 __all__ = ["Keyed", "KeyedStatistics"]
 
 K = TypeVar("K", bound="Hashable")
 L = TypeVar("L", bound=Layer)
-P = ParamSpec("P")
-T = TypeVar("T")
 
 #: How many sleepers, and how many guards that are awake, are looked at to make room for one key.
 _LOOKS = 64
@@ -71,12 +68,6 @@ class KeyedStatistics:
     made: int = 0
     evicted: int = 0
     rejected: int = 0
-
-
-class _Several(tuple["Remains | None", ...]):
-    """The remains of several parts, in their order."""
-
-    __slots__ = ()
 
 
 class Keyed(Generic[K, L]):
@@ -137,7 +128,7 @@ class Keyed(Generic[K, L]):
         self._lock = threading.Lock()
         # Both in the order of their last use; a key is in one of them. Those awake were used later than the others.
         self._awake: OrderedDict[K, L] = OrderedDict()
-        self._asleep: OrderedDict[K, Remains | _Several] = OrderedDict()
+        self._asleep: OrderedDict[K, Packed] = OrderedDict()
         self._made = 0
         self._evicted = 0
         self._rejected = 0
@@ -186,7 +177,7 @@ class Keyed(Generic[K, L]):
         and returns the key. Whether a key's guard can guard a plain `def` or a stream is seen when it is called: there,
         a TypeError.
         """
-        return _KeyedLayer(self, key)
+        return ByKey(self, key)
 
     def statistics(self) -> KeyedStatistics:
         """Return a frozen snapshot. Not a checkpoint; any thread."""
@@ -246,7 +237,7 @@ class Keyed(Generic[K, L]):
         for _ in range(min(2, len(self._awake) - self.max_awake)):
             key = next(iter(self._awake))
             remains = self._let_go(key, queues)
-            if remains is not EVERYTHING and remains is not None:
+            if not (remains is None or isinstance(remains, Everything)):
                 self._asleep[key] = remains
 
     def _see_to_room(self, key: K, queues: list[EventQueue]) -> None:
@@ -255,27 +246,25 @@ class Keyed(Generic[K, L]):
         if key in self._awake or key in self._asleep or len(self._awake) + len(self._asleep) < self.max_keys:
             return
         now_ns = self.clock.monotonic_ns()
-        known: list[int] = []
+        earliest_ns = NEVER
         # What was found busy is looked at again after all the others, as if it had just been used.
         for _ in range(min(_LOOKS, len(self._asleep))):
             sleeper, remains = next(iter(self._asleep.items()))
-            until_ns = _until(remains)
-            if until_ns <= now_ns:
+            stale_at_ns = until_ns(remains)
+            if stale_at_ns <= now_ns:
                 del self._asleep[sleeper]
                 self._evicted += 1
                 return
-            known.append(until_ns)
+            earliest_ns = min(earliest_ns, stale_at_ns)
             self._asleep.move_to_end(sleeper)
         for _ in range(min(_LOOKS, len(self._awake))):
             if self._let_go(next(iter(self._awake)), queues, only_fresh=True) is None:
                 self._evicted += 1
                 return
         self._rejected += 1
-        raise KeysExhaustedError(self.label, seconds(min(known) - now_ns) if known else None)
+        raise KeysExhaustedError(self.label, None if earliest_ns == NEVER else seconds(earliest_ns - now_ns))
 
-    def _let_go(
-        self, key: K, queues: list[EventQueue], *, only_fresh: bool = False
-    ) -> Remains | _Several | Everything | None:
+    def _let_go(self, key: K, queues: list[EventQueue], *, only_fresh: bool = False) -> Packed | Everything | None:
         """Drop the guard of this key if nobody holds it, and return its remains; EVERYTHING if it was kept instead."""
         guard = self._awake[key]
         self._awake.move_to_end(key)
@@ -310,20 +299,18 @@ def _lock_parts(guard: Layer, locks: ExitStack, queues: list[EventQueue]) -> boo
     return True
 
 
-def _remains(guard: Layer) -> Remains | _Several | Everything | None:
+def _remains(guard: Layer) -> Packed | Everything | None:
     found: list[Remains | None] = []
     for part in guard.parts:
         remains = part.remains()
-        if remains is EVERYTHING:
+        if isinstance(remains, Everything):
             return EVERYTHING
         found.append(remains)
-    if all(remains is None for remains in found):
-        return None
-    return found[0] if len(found) == 1 else _Several(found)
+    return pack(found)
 
 
-def _resume(guard: Layer, remains: Remains | _Several) -> None:
-    several = remains if isinstance(remains, _Several) else (remains,)
+def _resume(guard: Layer, packed: Packed) -> None:
+    several = unpack(packed)
     if len(several) != len(guard.parts):
         msg = f"factory must make the same guard for the same key each time, not {guard!r}"
         raise ValueError(msg)
@@ -332,134 +319,6 @@ def _resume(guard: Layer, remains: Remains | _Several) -> None:
             part.resume(left)
 
 
-def _until(remains: Remains | _Several) -> int:
-    """Return the instant from which on nothing remains."""
-    if isinstance(remains, int):
-        return remains
-    if isinstance(remains, _Several):
-        return max(_until(left) for left in remains if left is not None)
-    return remains[0]
-
-
 def _is_same(clock: Clock, other: Clock) -> bool:
     """Tell whether two clocks are one: all SystemClocks are."""
     return clock is other or (isinstance(clock, SystemClock) and isinstance(other, SystemClock))
-
-
-class _KeyedLayer(Strategy):
-    """Picks the guard of each call."""
-
-    __slots__ = ("_argument", "_keyed", "key", "name")
-
-    def __init__(self, keyed: Keyed[Any, Any], key: str | Callable[..., Any]) -> None:
-        if not callable(key) and not (isinstance(key, str) and key):
-            msg = f"key must be the name of an argument or a function of the arguments, not {key!r}"
-            raise ValueError(msg)
-        self._keyed = keyed
-        self.key = key
-        self.name = keyed.name
-        self._argument = _Argument(key) if isinstance(key, str) else None
-
-    @property
-    def measured(self) -> Keyed[Any, Any]:
-        """The Keyed, whose statistics are those of all its layers."""
-        return self._keyed
-
-    def __call__(self, func: Callable[P, T]) -> Callable[P, T]:
-        """Decorate `func`; TypeError if it has no argument of the name that was given."""
-        if self._argument is not None and callable(func):
-            self._argument.place(func)
-        return super().__call__(func)
-
-    def _pick(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Layer:
-        if self._argument is not None:
-            return self._keyed[self._argument.value(func, args, kwargs)]  # type: ignore[no-any-return]
-        return self._keyed[self.key(*args, **kwargs)]  # type: ignore[no-any-return, operator]
-
-    def wrap(self, call_next: Runner) -> Runner:
-        """Return a runner that picks. A checkpoint if the call is one or the guard waits; cancellation goes on."""
-
-        async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-            # A variable, so that the guard is held, not only its parts.
-            guard = self._pick(func, args, kwargs)
-            return await guard.call(call_next, func, args, kwargs)
-
-        return run
-
-    def wrap_blocking(self, call_next: BlockingRunner) -> BlockingRunner:
-        """Return the same for plain functions."""
-
-        def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-            guard = self._pick(func, args, kwargs)
-            inside = compose_blocking(guard.parts)
-            if inside is None:
-                msg = f"{guard!r} cannot guard the plain function {func!r}: it could not be stopped; make it async"
-                raise TypeError(msg)
-            return inside(call_next, (func, args, kwargs), {})
-
-        return run
-
-    def wrap_stream(self, call_next: StreamRunner) -> StreamRunner:
-        """Return the same for async generators."""
-        return self._streaming(call_next, compose_stream, "async generator")
-
-    def wrap_manager(self, call_next: StreamRunner) -> StreamRunner:
-        """Return the same for async context managers."""
-        return self._streaming(call_next, compose_manager, "async context manager")
-
-    def _streaming(
-        self, call_next: StreamRunner, compose: Callable[[Any], StreamRunner | None], title: str
-    ) -> StreamRunner:
-        def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> AsyncGenerator[Any, Any]:
-            guard = self._pick(func, args, kwargs)
-            inside = compose(guard.parts)
-            if inside is None:
-                msg = f"{guard!r} cannot guard the {title} {func!r}"
-                raise TypeError(msg)
-            return inside(call_next, (func, args, kwargs), {})
-
-        return run
-
-
-class _Argument:
-    """Where to find one argument, by its name, among those of a call."""
-
-    __slots__ = ("_name", "_places")
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        # Looked up once for each function, since reading a signature costs more than most calls.
-        self._places: weakref.WeakKeyDictionary[Callable[..., Any], tuple[int | None, object]] = (
-            weakref.WeakKeyDictionary()
-        )
-
-    def place(self, func: Callable[..., Any]) -> tuple[int | None, object]:
-        """Return its place among the positional arguments, if it may be there, and its default."""
-        if not inspect.isfunction(func):
-            return self._look(func)
-        found = self._places.get(func)
-        if found is None:
-            found = self._places[func] = self._look(func)
-        return found
-
-    def _look(self, func: Callable[..., Any]) -> tuple[int | None, object]:
-        for index, parameter in enumerate(inspect.signature(func).parameters.values()):
-            if parameter.name == self._name and parameter.kind not in (_ALL_POSITIONAL, _ALL_KEYWORDS):
-                return (None if parameter.kind is inspect.Parameter.KEYWORD_ONLY else index), parameter.default
-        msg = f"{func!r} has no argument {self._name!r} by which to pick its guard"
-        raise TypeError(msg)
-
-    def value(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - it is the callee's
-        """Return its value in a call with these arguments."""
-        if self._name in kwargs:
-            return kwargs[self._name]
-        index, default = self.place(func)
-        if index is not None and index < len(args):
-            return args[index]
-        if default is inspect.Parameter.empty:
-            msg = f"{func!r} was called without its argument {self._name!r}, by which to pick its guard"
-            raise TypeError(msg)
-        return default
-
-
-_ALL_POSITIONAL, _ALL_KEYWORDS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD

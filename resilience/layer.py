@@ -13,25 +13,23 @@ It knows no particular guard or strategy. Write your own by deriving from `Guard
 
 from __future__ import annotations
 
-import enum
 import functools
-import itertools
 import threading
 from abc import ABC, abstractmethod
 from contextlib import nullcontext, suppress
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, ParamSpec, TypeAlias, TypeVar, cast
-
-import attrs
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar, cast
 
 from resilience.callables import decorate, enclose
 from resilience.clock import seconds
+from resilience.counting import Statistics
 from resilience.describing import Description, LayerKind, settings_of
+from resilience.entering import enter, leave
 from resilience.errors import RejectedError
 from resilience.events import SUBSCRIBERS, EventQueue, Rejected, Section, calls_for
 from resilience.fusing import Permit, Runner, compose
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.outcome import Verdict, any_exception, verdict_of_exception
+from resilience.remains import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -41,77 +39,19 @@ if TYPE_CHECKING:
 
     from resilience.clock import Clock
     from resilience.fusing import BlockingRunner
+    from resilience.remains import Everything, Remains
     from resilience.streaming import StreamRunner
 
 __all__ = [
-    "EVERYTHING",
-    "Everything",
     "Guard",
     "Layer",
     "LayerKind",
     "Permit",
-    "Remains",
-    "Statistics",
     "Strategy",
-    "Tally",
 ]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@attrs.frozen(kw_only=True)
-class Statistics:
-    """A snapshot of one guard.
-
-    `admitted` and `rejected` count decisions; `succeeded`, `failed`, `ignored` and `cancelled` count how admitted calls
-    were settled, where the guard minds; `contended` counts how often the guard's lock was found taken; `waiting` is the
-    length of its queue now; `in_use` are the permits that are out now, and `limit` is how many may be, where they are
-    counted.
-    """
-
-    admitted: int = 0
-    rejected: int = 0
-    succeeded: int = 0
-    failed: int = 0
-    ignored: int = 0
-    cancelled: int = 0
-    contended: int = 0
-    waiting: int = 0
-    in_use: int = 0
-    limit: int = 0
-
-
-Remains: TypeAlias = int | tuple[int, ...]
-"""What calls have left behind in a part, small enough to be kept in its stead: an instant, or several.
-
-The first is the reading of the part's clock from which on nothing is left, without anybody's doing.
-"""
-
-
-class Everything(enum.Enum):
-    """The type of EVERYTHING."""
-
-    EVERYTHING = "everything"
-
-
-EVERYTHING: Final = Everything.EVERYTHING
-"""The remains of a part that nothing less than the part itself could stand for."""
-
-
-class Tally:
-    """A counter that threads share without a lock: `add()` is one step of the interpreter."""
-
-    __slots__ = ("_count", "add")
-
-    def __init__(self) -> None:
-        self._count = itertools.count()
-        self.add = self._count.__next__
-
-    @property
-    def value(self) -> int:
-        """How often it was added to. Only the counter's repr tells that without counting."""
-        return int(repr(self._count)[len("count(") : -1])
 
 
 class Layer(ABC):
@@ -140,7 +80,7 @@ class Layer(ABC):
         try:
             run = self._run_
         except AttributeError:
-            run = self._run_ = compose(self.parts)
+            run = self._run_ = compose(self)
         return run(func, args, kwargs)  # type: ignore[return-value]
 
     def around(
@@ -152,14 +92,14 @@ class Layer(ABC):
         until the manager has been left; how its block ends is how the call ends. Not a checkpoint; entering and leaving
         are if the manager's are, or if a guard has to wait. Raises TypeError if the layer cannot guard that.
         """
-        return enclose(type(self).__name__, self.parts, func)(*args, **kwargs)
+        return enclose(self, func)(*args, **kwargs)
 
     def __call__(self, func: Callable[P, T]) -> Callable[P, T]:
         """Decorate `func`: each call of it runs inside this layer. The signature stays.
 
         Raises TypeError for what the layer cannot guard, so that nothing is ever silently unprotected.
         """
-        decorated = decorate(type(self).__name__, self.parts, func)
+        decorated = decorate(self, func)
         # Whoever holds the function holds the layer, not only its parts: a Keyed wants to know.
         vars(decorated)["__layer__"] = self
         return cast("Callable[P, T]", decorated)
@@ -236,7 +176,7 @@ class Strategy(Layer):
 
     def resume(self, remains: Remains) -> None:
         """Take up the remains of another, as a guard does."""
-        raise NotImplementedError
+        raise _unable_to_resume(self, remains)
 
 
 class Guard(Layer):
@@ -386,8 +326,11 @@ class Guard(Layer):
         return EVERYTHING
 
     def resume(self, remains: Remains) -> None:
-        """Take up the remains of another guard, instead of being fresh. Nobody else has seen this guard yet."""
-        raise NotImplementedError
+        """Take up the remains of another guard, instead of being fresh. Nobody else has seen this guard yet.
+
+        To be overridden together with `remains`, where that ever says more than that nothing remains, or everything.
+        """
+        raise _unable_to_resume(self, remains)
 
     def _wait_for_lock(self) -> None:
         """Take the lock that was found taken, and count that."""
@@ -409,13 +352,13 @@ class Guard(Layer):
     def __enter__(self) -> Permit:
         """Admit a block of plain code; the permit is kept per task or thread, last in, first out."""
         permit = self.admit_blocking()
-        _ENTERED.set(_Entered(self, permit, _ENTERED.get()))
+        enter(self, permit)
         return permit
 
     def __exit__(
         self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
     ) -> None:
-        permit = self._leave()
+        permit = leave(self)
         if exception is None:
             permit.success()
         else:
@@ -428,28 +371,13 @@ class Guard(Layer):
             if not self.waits:
                 raise self.refuse(decision)
             decision = await self.admit_waiting()
-        _ENTERED.set(_Entered(self, decision, _ENTERED.get()))
+        enter(self, decision)
         return decision
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.__exit__(kind, exception, trace)
-
-    def _leave(self) -> Permit:
-        passed: list[_Entered] = []
-        entry = _ENTERED.get()
-        while entry is not None and entry.guard is not self:
-            passed.append(entry)
-            entry = entry.outer
-        if entry is None:
-            msg = f"{self.label} was left by another task or context than the one that entered it"
-            raise RuntimeError(msg)
-        rest = entry.outer
-        for inner in reversed(passed):
-            rest = _Entered(inner.guard, inner.permit, rest)
-        _ENTERED.set(rest)
-        return entry.permit
 
     def __copy__(self) -> Self:
         msg = f"{type(self).__name__} is shared, never copied: two copies would each admit what one may"
@@ -459,15 +387,5 @@ class Guard(Layer):
         return self.__copy__()
 
 
-class _Entered(NamedTuple):
-    """A guard whose block the current task or thread is in, and the blocks around that one.
-
-    A linked list, since a task inherits what its parent has entered and may only add to it.
-    """
-
-    guard: Guard
-    permit: Permit
-    outer: _Entered | None
-
-
-_ENTERED: ContextVar[_Entered | None] = ContextVar("resilience_entered", default=None)
+def _unable_to_resume(part: Layer, remains: Remains) -> TypeError:
+    return TypeError(f"{type(part).__name__} must implement resume, since its remains are {remains!r}")

@@ -19,12 +19,14 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds
+from resilience.counting import Statistics
 from resilience.fusing import SETTLED
-from resilience.layer import EVERYTHING, Everything, Guard, Permit, Statistics
+from resilience.layer import Guard, Permit
 from resilience.machines.checks import non_negative, whole_number
 from resilience.machines.decision import NotUntil
 from resilience.machines.permits import Permits
 from resilience.parking import ParkingQueue, Waiter, async_waiter, running_loop, thread_waiter
+from resilience.remains import EVERYTHING, Everything
 
 if TYPE_CHECKING:
     from resilience.clock import Clock

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
+from resilience.counting import Statistics
 from resilience.errors import RateLimitedError
 from resilience.fusing import SETTLED
-from resilience.layer import EVERYTHING, Everything, Guard, LayerKind, Permit, Remains, Statistics
+from resilience.layer import Guard, LayerKind, Permit
 from resilience.machines.checks import non_negative, positive
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.token_bucket import TokenBucket
 from resilience.outcome import Verdict
 from resilience.parking import ParkingQueue, Waiter, async_waiter, running_loop, thread_waiter
+from resilience.remains import EVERYTHING, Everything, Remains
 
 if TYPE_CHECKING:
     from resilience.clock import Clock
@@ -295,8 +297,7 @@ class RateLimiter(Guard):
 
     def resume(self, remains: Remains) -> None:
         """Have as few tokens as the other limiter has by now. Should the clock have fallen back meanwhile, none."""
-        full_at_ns = remains if isinstance(remains, int) else remains[0]
-        self._bucket.fill_at(self._line.last_ns, full_at_ns)
+        self._bucket.fill_at(self._line.last_ns, cast("int", remains))
 
     def _line_now(self, clock_ns: int) -> int:
         with self._section:

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
+from resilience.counting import Tally
 from resilience.events import RetryScheduled, announce
-from resilience.layer import EVERYTHING, Everything, LayerKind, Strategy, Tally
+from resilience.layer import LayerKind, Strategy
 from resilience.machines.backoff import Backoff, ExponentialBackoff, as_backoff
 from resilience.machines.checks import callable_or_none, instance, positive, positive_int, string
 from resilience.machines.retrying import GiveUp, RetryAfter, decide
 from resilience.outcome import matcher
+from resilience.remains import EVERYTHING, Everything
 from resilience.retry_budget import RetryBudget, earned_by
 from resilience.streaming import Relay, relaying
 from resilience.timers import remaining_ns

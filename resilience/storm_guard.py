@@ -10,21 +10,23 @@ from __future__ import annotations
 import math
 import random as random_module
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import attrs
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
+from resilience.counting import Statistics
 from resilience.errors import StormError
 from resilience.events import StormEnded, StormStarted, calls_for
 from resilience.fusing import SETTLED
-from resilience.layer import EVERYTHING, Everything, Guard, LayerKind, Permit, Remains, Statistics
+from resilience.layer import Guard, LayerKind, Permit
 from resilience.machines.checks import instance, non_negative, positive, positive_int, whole_number
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.fairness import KeyShares
 from resilience.machines.sampling import Sampler
 from resilience.machines.sliding_window import Change, SlidingWindow
 from resilience.machines.token_bucket import exact_fraction
+from resilience.remains import EVERYTHING, Everything, Remains
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -288,7 +290,7 @@ class StormGuard(Guard):
 
     def resume(self, remains: Remains) -> None:
         """Have those events in the window; should the clock have fallen back meanwhile, none is of later than now."""
-        over_at_ns, *others = (remains,) if isinstance(remains, int) else remains
+        over_at_ns, *others = (remains,) if isinstance(remains, int) else cast("tuple[int, ...]", remains)
         for at_ns in (*others, over_at_ns - self._window.window_ns - 1):
             self._window.take(min(at_ns, self._line.last_ns))
 

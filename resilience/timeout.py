@@ -16,8 +16,9 @@ import attrs
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds
 from resilience.clock import seconds as as_seconds
+from resilience.counting import Tally
 from resilience.errors import TimeoutExceededError
-from resilience.layer import LayerKind, Strategy, Tally
+from resilience.layer import LayerKind, Strategy
 from resilience.machines.checks import positive, string
 from resilience.streaming import Relay, relaying
 from resilience.timers import TimeLimit, ending, within

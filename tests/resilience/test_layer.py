@@ -20,7 +20,7 @@ from resilience import (
     Statistics,
     Verdict,
 )
-from resilience.layer import Tally
+from resilience.counting import Tally
 from resilience.testing import ManualClock
 from tests.resilience.layers import Again, Callee, Log, Noting
 from tests.resilience.support import Crew, in_thread, settle

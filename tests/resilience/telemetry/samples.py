@@ -26,7 +26,7 @@ from resilience.testing import ManualClock
 
 if TYPE_CHECKING:
     from resilience.clock import Clock
-    from resilience.layer import Statistics
+    from resilience.counting import Statistics
     from resilience.machines.decision import NeverFits, NotUntil
     from resilience.outcome import Verdict
     from resilience.telemetry.watching import Watchable

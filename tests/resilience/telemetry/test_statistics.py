@@ -32,9 +32,9 @@ from resilience import (
 )
 from resilience.adaptive_limiter import AdaptiveLimiter
 from resilience.circuit_breaker import BreakerStatistics
+from resilience.counting import Statistics
 from resilience.fallback import FallbackStatistics
 from resilience.hedge import HedgeStatistics
-from resilience.layer import Statistics
 from resilience.retry import RetryStatistics
 from resilience.retry_budget import BudgetStatistics
 from resilience.testing import ManualClock

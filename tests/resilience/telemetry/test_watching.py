@@ -34,8 +34,9 @@ from tests.resilience.support import assert_caught
 from tests.resilience.telemetry.samples import Counting, Own, one_of_each
 
 if TYPE_CHECKING:
+    from resilience.counting import Statistics
     from resilience.fusing import Runner
-    from resilience.layer import Guard, Statistics
+    from resilience.layer import Guard
     from resilience.telemetry.watching import Readings, Watchable
 
 CLOCK = ManualClock()
