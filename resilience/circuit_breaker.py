@@ -244,12 +244,23 @@ class CircuitBreaker(Guard):
             )
 
     def settings(self) -> dict[str, object]:
-        """Return what opens the circuit, and for how many seconds."""
-        conditions = self._machine.conditions
+        """Return what opens the circuit, for how many seconds, and what else differs from the defaults."""
+        machine = self._machine
+        conditions = machine.conditions
         first = conditions[0]
         trip = first.n if len(conditions) == 1 and isinstance(first, ConsecutiveFailures) else None
         opens_on = {"trip": conditions} if trip is None else {"failure_threshold": trip}
-        return {**opens_on, "recovery_timeout": seconds(self._machine.recovery_ns)}
+        others: dict[str, tuple[object, object]] = {
+            "half_open_max_calls": (machine.probe_limit, 1),
+            "success_threshold": (machine.success_threshold, 1),
+            "is_failure": (self._is_failure, any_exception),
+            "is_failure_result": (self._is_failure_result, None),
+            "slow_call_duration": (None if self._slow_ns is None else seconds(self._slow_ns), None),
+            "probe_timeout": (seconds(machine.probe_for_ns), seconds(machine.recovery_ns)),
+            "recovery_backoff": (machine.backoff, None),
+        }
+        differing = {name: value for name, (value, default) in others.items() if value != default}
+        return {**opens_on, "recovery_timeout": seconds(machine.recovery_ns), **differing}
 
     # -- by hand ----------------------------------------------------------------------------------------------------
 

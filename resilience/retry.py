@@ -100,7 +100,9 @@ class Retry(Strategy):
         "clock",
         "honor_retry_after",
         "max_attempts",
+        "max_elapsed",
         "name",
+        "on",
         "on_result",
         "random",
         "retry_after",
@@ -125,8 +127,10 @@ class Retry(Strategy):
     ) -> None:
         self.max_attempts = None if attempts is None else positive_int("attempts", attempts)
         self._matches = matcher(on)
+        self.on = on
         self.on_result = callable_or_none("on_result", on_result)
         self.backoff = ExponentialBackoff() if backoff is None else as_backoff("backoff", backoff)
+        self.max_elapsed = max_elapsed
         self._max_elapsed_ns = None if max_elapsed is None else nanoseconds(positive("max_elapsed", max_elapsed))
         self.budget = None if budget is None else instance("budget", budget, RetryBudget)
         self._earns = True
@@ -151,7 +155,10 @@ class Retry(Strategy):
 
     def settings(self) -> dict[str, object]:
         """Return the attempts in all, and what else differs from the defaults."""
-        return {"attempts": self.max_attempts, **super().settings()}
+        settings = {"attempts": self.max_attempts, **super().settings()}
+        if self.backoff == ExponentialBackoff():
+            del settings["backoff"]
+        return settings
 
     def attempts(self) -> Attempts:
         """Return the attempts at a block, by the same rules as those at a call. Not a checkpoint; the delays are.

@@ -115,6 +115,7 @@ class StormGuard(Guard):
         "_window",
         "calm_ratio",
         "clock",
+        "hold_for",
         "key_share",
         "max_events",
         "reserve",
@@ -149,6 +150,7 @@ class StormGuard(Guard):
         self.window_size = window_size
         self.max_events = max_events
         self.calm_ratio = calm_ratio
+        self.hold_for = hold_for
         self.key_share = key_share
         self.surplus = None if surplus is None else instance("surplus", surplus, Sample)
         self.clock: Clock = SystemClock() if clock is None else clock

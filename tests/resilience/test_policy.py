@@ -18,14 +18,19 @@ from resilience import (
     Description,
     FailureRate,
     Fallback,
+    Hedge,
     LayerKind,
     Policy,
     PolicyWarning,
     RateLimiter,
     Retry,
+    RetryBudget,
+    Sample,
+    SlowCallRate,
     StormGuard,
     Strategy,
     Timeout,
+    Vegas,
 )
 from resilience.layer import Layer
 from tests.resilience.layers import Noting
@@ -271,6 +276,73 @@ def test_breaker_tells_what_opens_it() -> None:
     """Its conditions, where they are not a number of failures in a row."""
     trip = FailureRate(0.5, CountWindow(10), 5)
     assert CircuitBreaker(trip=trip).describe().settings == {"trip": (trip,), "recovery_timeout": 60.0}
+
+
+DIFFERING: dict[str, tuple[type[Layer], tuple[object, ...], dict[str, object]]] = {
+    "breaker": (
+        CircuitBreaker,
+        (4, 2.5),
+        {
+            "half_open_max_calls": 2,
+            "success_threshold": 3,
+            "is_failure": bool,
+            "is_failure_result": bool,
+            "probe_timeout": 4.5,
+            "recovery_backoff": ConstantBackoff(4.0),
+        },
+    ),
+    "storm-guard": (
+        StormGuard,
+        (5.0, 100),
+        {"calm_ratio": 0.25, "hold_for": 2.0, "key_share": 0.5, "reserve": (0.1,), "surplus": Sample(10)},
+    ),
+    "adaptive-limiter": (AdaptiveLimiter, (Vegas(),), {"max_queue": 2, "max_wait": 1.5}),
+    "retry": (
+        Retry,
+        (None,),
+        {
+            "on": KeyError,
+            "on_result": bool,
+            "backoff": ConstantBackoff(1.0),
+            "max_elapsed": 9.0,
+            "budget": RetryBudget(),
+            "honor_retry_after": False,
+            "retry_after": float,
+        },
+    ),
+    "timeout": (Timeout, (3.0,), {"first_item": 0.5}),
+    "fallback": (Fallback, (None,), {"on": KeyError, "on_result": bool}),
+    "hedge": (
+        Hedge,
+        (1.0,),
+        {
+            "quantile": 0.75,
+            "max_hedges": 2,
+            "budget": RetryBudget(),
+            "min_delay": 0.5,
+            "window": 50,
+            "on": KeyError,
+            "on_result": bool,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("layer", DIFFERING)
+def test_description_tells_every_argument_that_differs(layer: str) -> None:
+    """What was given by name is told under that name, unless it is the default."""
+    kind, positional, named = DIFFERING[layer]
+    settings = kind(*positional, **named).describe().settings
+    assert {name: settings[name] for name in settings if name in named} == named
+    names = list(settings)[: len(positional)]
+    assert list(settings) == [*names, *(name for name in settings if name in named)]
+    assert kind(*positional).describe().settings == dict(zip(names, positional, strict=True))
+
+
+def test_breaker_tells_which_calls_are_slow() -> None:
+    """As the seconds that were given."""
+    breaker = CircuitBreaker(trip=SlowCallRate(0.5, CountWindow(10)), slow_call_duration=1.5)
+    assert breaker.describe().settings["slow_call_duration"] == 1.5
 
 
 def test_layers_of_users_describe_themselves() -> None:
