@@ -106,10 +106,9 @@ class Labelled:
         return (self.label,)
 
     def points(self, snapshot: object, fields: tuple[str, ...]) -> Iterator[Point]:
-        """Yield what a snapshot says in those of the fields that it has."""
+        """Yield what a snapshot says in those of the fields."""
         for field in fields:
-            if hasattr(snapshot, field):
-                yield (field,), getattr(snapshot, field)
+            yield (field,), getattr(snapshot, field)
 
 
 @attrs.frozen
@@ -176,8 +175,9 @@ class Metric:
         return tuple(field for field in self.read.fields if field not in left_out)
 
     def points(self, kind: Kind, snapshot: object) -> list[Point]:
-        """Return what a snapshot of this kind says."""
-        return list(self.read.points(snapshot, self.fields(kind)))
+        """Return what a snapshot of this kind says; one of a user's own guard need not have all the fields."""
+        fields = tuple(field for field in self.fields(kind) if hasattr(snapshot, field))
+        return list(self.read.points(snapshot, fields))
 
 
 _GUARDS = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from resilience.telemetry.metrics import METRICS, Instrument, Metric
 from resilience.telemetry.watching import Watched
@@ -108,6 +108,8 @@ def _create(meter: Meter, metric: Metric, callback: Callback) -> object:
             return meter.create_observable_up_down_counter(metric.name, [callback], metric.unit, metric.help)
         case Instrument.GAUGE:
             return meter.create_observable_gauge(metric.name, [callback], metric.unit, metric.help)
+        case _:
+            assert_never(metric.instrument)
 
 
 def _callback(metric: Metric, collections: _Collections) -> Callback:

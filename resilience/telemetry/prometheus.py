@@ -6,7 +6,7 @@ wants them to look like: underscores, base units, `_total`, and states as a stat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, assert_never
 
 from resilience.telemetry.metrics import METRICS, Instrument, Metric
 from resilience.telemetry.watching import Watched
@@ -84,6 +84,8 @@ def _family(metric: Metric) -> _Family:
         case Instrument.STATES:
             # The label that tells the state has, in a state set, the metric's own name.
             return StateSetMetricFamily(name, metric.help, labels=labels)
+        case _:
+            assert_never(metric.instrument)
 
 
 def _unit(metric: Metric) -> str:

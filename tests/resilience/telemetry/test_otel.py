@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
 import attrs
 import pytest
-from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.metrics import NoOpMeterProvider, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, InMemoryMetricReader, Sum
 
@@ -21,9 +23,11 @@ from tests.resilience.support import assert_caught, in_thread
 from tests.resilience.telemetry.samples import Counting, Own, one_of_each
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from opentelemetry.metrics import CallbackOptions
     from opentelemetry.sdk.metrics.export import Metric as Collected
+    from opentelemetry.util.types import Attributes
 
     from resilience.telemetry.watching import Readings, Watchable
 
@@ -89,11 +93,36 @@ def expected(guards: tuple[Watchable, ...]) -> Series:
     return found
 
 
-def test_what_is_collected_is_what_the_guards_say(provider: MeterProvider, reader: InMemoryMetricReader) -> None:
-    """TE7: every number of every kind is collected, and no other is."""
+def law_of_what_is_collected(begin: Callable[..., object]) -> None:
+    """What is collected is what the guards say at that time: each number of theirs, and no other (TE7)."""
     guards = tuple(one_of_each().values())
-    instrument(*guards, meter_provider=provider)
-    assert series(collected(reader)) == expected(guards)
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    begin(*guards, meter_provider=provider)
+    seen = series(collected(reader))
+    provider.shutdown()
+    assert seen == expected(guards)
+
+
+def test_what_is_collected_is_what_the_guards_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TE7: every number of every kind is collected; a mutant whose numbers of one guard run into one is caught."""
+    law_of_what_is_collected(instrument)
+    right = otel._callback
+
+    def unlabelled(metric: Metric, collections: _Collections) -> Callable[..., Iterable[Observation]]:
+        def observe(options: CallbackOptions) -> list[Observation]:
+            return [
+                Observation(each.value, _only_guard(each.attributes)) for each in right(metric, collections)(options)
+            ]
+
+        return observe
+
+    monkeypatch.setattr(otel, "_callback", unlabelled)
+    assert_caught(partial(law_of_what_is_collected, instrument))
+
+
+def _only_guard(attributes: Attributes) -> Attributes:
+    return {key: value for key, value in (attributes or {}).items() if key.startswith("resilience.guard.")}
 
 
 def test_metrics_say_what_they_are(provider: MeterProvider, reader: InMemoryMetricReader) -> None:
@@ -199,6 +228,18 @@ def test_what_is_stopped_says_nothing(provider: MeterProvider, reader: InMemoryM
     assert admitted(reader) == {}
     instrument(Own("one"), meter_provider=provider)
     assert admitted(reader) == {"one": 0}
+
+
+def test_meter_that_is_gone_holds_no_guard() -> None:
+    """Whoever drops the provider need not stop anything first."""
+    provider = MeterProvider([InMemoryMetricReader()], shutdown_on_exit=False)
+    guard = Own("forgotten")
+    instrument(guard, meter_provider=provider)
+    found = weakref.ref(guard)
+    provider.shutdown()
+    del guard, provider
+    gc.collect()
+    assert found() is None
 
 
 def law_of_sharing(begin: Callable[..., object]) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,14 +17,17 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from resilience import Bulkhead, CircuitBreaker, Policy, RateLimiter
 from resilience.events import SUBSCRIBERS
-from resilience.telemetry.metrics import METRICS, Instrument
-from resilience.telemetry.prometheus import collector
+from resilience.telemetry.metrics import METRICS, Instrument, Kind
+from resilience.telemetry.prometheus import GuardCollector, collector
 from resilience.telemetry.watching import Watched
 from resilience.testing import ManualClock
 from tests.documents import ROOT
+from tests.resilience.support import assert_caught
 from tests.resilience.telemetry.samples import Counting, Own, one_of_each
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from prometheus_client.core import Metric as Family
 
     from resilience.telemetry.watching import Watchable
@@ -68,11 +72,45 @@ def expected(guards: tuple[Watchable, ...]) -> Series:
     return found
 
 
+def law_of_scrapes(collector_class: type[GuardCollector], *, openmetrics: bool) -> None:
+    """What is scraped is what the guards say at that time: each number of theirs, and no other (TE7)."""
+    things = one_of_each()
+    guards = tuple(things.values())
+    registry = CollectorRegistry()
+    registry.register(collector_class(Watched(guards)))
+    assert series(parsed(registry, openmetrics=openmetrics)) == expected(guards)
+    bulkhead = things[Kind.BULKHEAD]
+    assert isinstance(bulkhead, Bulkhead)
+    assert bulkhead.try_admit() is not None
+    assert series(parsed(registry, openmetrics=openmetrics)) == expected(guards)
+
+
+class _KeepsWhatItRead(GuardCollector):
+    """A mutant: reads the guards when it is made."""
+
+    def __init__(self, watched: Watched) -> None:
+        super().__init__(watched)
+        self._kept = list(super().collect())
+
+    def collect(self) -> Iterator[Family]:  # type: ignore[override]
+        return iter(self._kept)
+
+
+class _TellsTheLast(GuardCollector):
+    """A mutant: of guards that share a metric, tells of one."""
+
+    def collect(self) -> Iterator[Family]:  # type: ignore[override]
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if sample.labels == family.samples[-1].labels]
+            yield family
+
+
 @pytest.mark.parametrize("openmetrics", [False, True], ids=["text", "openmetrics"])
 def test_what_is_scraped_is_what_the_guards_say(openmetrics: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    """TE7: every number of every kind comes through both formats, and no other does."""
-    guards = tuple(one_of_each().values())
-    assert series(parsed(scraped(*guards), openmetrics=openmetrics)) == expected(guards)
+    """TE7: every number of every kind comes through both formats; mutants that are late or forget some are caught."""
+    law_of_scrapes(GuardCollector, openmetrics=openmetrics)
+    for mutant in (_KeepsWhatItRead, _TellsTheLast):
+        assert_caught(partial(law_of_scrapes, mutant, openmetrics=openmetrics))
 
 
 def test_a_few_numbers_as_they_are_read() -> None:

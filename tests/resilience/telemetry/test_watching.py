@@ -8,6 +8,7 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING
 
+import attrs
 import pytest
 
 from resilience import (
@@ -28,7 +29,7 @@ from resilience import (
     Timeout,
 )
 from resilience.telemetry.metrics import METRICS, Kind
-from resilience.telemetry.watching import Watched
+from resilience.telemetry.watching import Sample, Watched
 from resilience.testing import ManualClock
 from tests.resilience.support import assert_caught
 from tests.resilience.telemetry.samples import Counting, Own, one_of_each
@@ -137,24 +138,35 @@ def told(readings: Readings) -> dict[str, float]:
     return {sample.guard: sample.value for sample in readings[metric] if sample.labels == ("admitted",)}
 
 
-class _Broken(Own):
-    """A guard whose statistics raise, or are not what they should be."""
+class _Halves:
+    """Statistics that raise half way."""
 
-    answer: object = None
+    admitted = 1
+
+    @property
+    def rejected(self) -> int:
+        message = "a bug"
+        raise LookupError(message)
+
+
+class _Broken(Own):
+    """A guard whose statistics raise, at once or half way."""
+
+    halves = False
 
     def statistics(self) -> Statistics:
-        if self.answer is None:
-            message = "a bug"
-            raise LookupError(message)
-        return self.answer  # type: ignore[return-value]
+        if self.halves:
+            return _Halves()  # type: ignore[return-value]
+        message = "a bug"
+        raise LookupError(message)
 
 
 def law_of_the_unreadable(watched_class: type[Watched]) -> None:
     """What cannot be read hides nothing of the others, and is not told by halves (TE5)."""
     broken = _Broken("broken")
     watched = watched_class((Own("before"), broken, Own("after")))
-    for answer in (None, "no statistics"):
-        broken.answer = answer
+    for halves in (False, True):
+        broken.halves = halves
         try:
             seen = told(watched.read())
         except LookupError as error:
@@ -178,9 +190,31 @@ def test_guard_that_cannot_be_read_hides_no_other(caplog: pytest.LogCaptureFixtu
     assert [record.getMessage() for record in caplog.records] == [
         "the statistics of other 'broken' cannot be read; the others are"
     ] * 2
-    assert caplog.records[0].exc_info is not None
-    assert repr(caplog.records[0].exc_info[1]) == "LookupError('a bug')"
+    assert [repr(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["LookupError('a bug')"] * 2
     assert_caught(partial(law_of_the_unreadable, _Trusting))
+
+
+@attrs.frozen
+class _Few:
+    admitted: int
+
+
+class _Taciturn(Own):
+    """A guard whose statistics are of a class of its own, with one field that is known here."""
+
+    kind = LayerKind.CIRCUIT_BREAKER
+
+    def statistics(self) -> Statistics:
+        return _Few(7)  # type: ignore[return-value]
+
+
+def test_statistics_of_a_user_s_own_are_told_as_far_as_they_are_known(caplog: pytest.LogCaptureFixture) -> None:
+    """A guard that says it is a breaker, and has no state to tell, is no error."""
+    readings = Watched((_Taciturn("few"),)).read()
+    assert {metric.name: samples for metric, samples in readings.items() if samples} == {
+        "resilience.admissions": [Sample("few", Kind.CIRCUIT_BREAKER, ("admitted",), 7)]
+    }
+    assert caplog.records == []
 
 
 def test_every_kind_has_something_to_tell() -> None:
