@@ -21,7 +21,7 @@ import attrs
 from resilience.machines.breaker import TRANSITIONS, CircuitState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from resilience.describing import LayerKind
 
@@ -85,7 +85,7 @@ class One:
         """The fields that are read."""
         return (self.field,)
 
-    def points(self, snapshot: object, fields: tuple[str, ...]) -> Iterator[Point]:
+    def points(self, snapshot: object, fields: Sequence[str]) -> Iterator[Point]:
         """Yield what a snapshot says in those of the fields."""
         for field in fields:
             value = getattr(snapshot, field)
@@ -105,7 +105,7 @@ class Labelled:
         """The metric's own labels."""
         return (self.label,)
 
-    def points(self, snapshot: object, fields: tuple[str, ...]) -> Iterator[Point]:
+    def points(self, snapshot: object, fields: Sequence[str]) -> Iterator[Point]:
         """Yield what a snapshot says in those of the fields."""
         for field in fields:
             yield (field,), getattr(snapshot, field)
@@ -129,7 +129,7 @@ class States:
         """The fields that are read."""
         return (self.field,)
 
-    def points(self, snapshot: object, fields: tuple[str, ...]) -> Iterator[Point]:
+    def points(self, snapshot: object, fields: Sequence[str]) -> Iterator[Point]:
         """Yield a number for each state."""
         for field in fields:
             now = getattr(snapshot, field)
@@ -149,7 +149,7 @@ class Pairs:
         """The fields that are read."""
         return (self.field,)
 
-    def points(self, snapshot: object, fields: tuple[str, ...]) -> Iterator[Point]:
+    def points(self, snapshot: object, fields: Sequence[str]) -> Iterator[Point]:
         """Yield a number for each pair."""
         for field in fields:
             counts = getattr(snapshot, field)
@@ -173,11 +173,6 @@ class Metric:
             return ()
         left_out = LEFT_OUT.get(kind, {})
         return tuple(field for field in self.read.fields if field not in left_out)
-
-    def points(self, kind: Kind, snapshot: object) -> list[Point]:
-        """Return what a snapshot of this kind says; one of a user's own guard need not have all the fields."""
-        fields = tuple(field for field in self.fields(kind) if hasattr(snapshot, field))
-        return list(self.read.points(snapshot, fields))
 
 
 _GUARDS = (
