@@ -119,7 +119,7 @@ class RateLimiter(Guard):
         """
         if max_wait is not None:
             _wait_ns(max_wait)
-        if self._take(cost):
+        if self._take(cost) is not None:
             return True
         max_wait_ns = self._max_wait_ns if max_wait is None else _wait_ns(max_wait)
         if max_wait_ns == 0:
@@ -134,7 +134,7 @@ class RateLimiter(Guard):
             ValueError: `cost` is not positive, or more than the capacity.
 
         """
-        return self._take(cost) or self._refused(cost)
+        return self._take(cost) is not None or self._refused(cost)
 
     def reserve(self, cost: float = 1) -> Reservation:
         """Take a place in the queue without waiting there. Not a checkpoint; any thread.
@@ -157,7 +157,7 @@ class RateLimiter(Guard):
             ValueError: `cost` is not positive, or more than the capacity.
 
         """
-        if self._take(cost):
+        if self._take(cost) is not None:
             return 0.0
         entry = _Scheduled()
         self._join(entry, cost, None)
@@ -227,26 +227,21 @@ class RateLimiter(Guard):
 
     def admit(self, now_ns: int | None = None, cost: float = _ONE) -> Permit | NotUntil | NeverFits:
         """Decide at once; the permit of a call that a guard further inside refused gives its tokens back."""
-        contended = self._lock.locked()
-        decision: Permit | NotUntil | NeverFits
-        with self._lock:
-            if contended:
-                self._contended += 1
-            line = self._line
-            line_ns = line.at(self._clock_ns()) if now_ns is None else line.at_reading(now_ns, self._clock_ns)
-            units = self._one if cost is _ONE else self._checked_units(cost)
-            if self._waiters:
-                self._grant(line_ns)
-            if not self._waiters and self._bucket.take(line_ns, units):
-                self._admitted += 1
-                decision = _Tokens(self, self._bucket.generation, self._bucket.tat, units)
-            elif self._bucket.fits(units):
-                decision = NotUntil(self._bucket.ready_at(units, self._queued_units))
-            else:
-                decision = NeverFits(cost, self._bucket.capacity)
-        if self._pending:
-            self._after()
-        return decision
+        # The generation is read first: should the terms change after that, nothing of this permit is given back.
+        generation = self._bucket.generation
+        tat = self._take(cost, now_ns)
+        if tat is not None:
+            tokens: _Tokens = _Tokens()
+            tokens.guard = self
+            tokens.generation = generation
+            tokens.tat = tat
+            tokens.units = self._one if cost is _ONE else self._bucket.units(cost)
+            return tokens
+        with self._section:
+            units = self._checked_units(cost)
+            if self._bucket.fits(units):
+                return NotUntil(self._bucket.ready_at(units, self._queued_units))
+            return NeverFits(cost, self._bucket.capacity)
 
     async def admit_waiting(self, cost: float = 1) -> Permit:
         """Admit within `max_wait`, or raise RateLimitedError. A checkpoint if it waits."""
@@ -309,42 +304,47 @@ class RateLimiter(Guard):
             decision = NotUntil(self._bucket.ready_at(units, self._queued_units))
         return self.refuse(decision)
 
-    def _take(self, cost: float) -> bool:
-        """Take the tokens now, unless they are not there or somebody else's."""
+    def _take(self, cost: float, reading_ns: int | None = None) -> int | None:
+        """Take the tokens now, and return the instant to which that brought the bucket.
+
+        Returns None if they are not there, or somebody else's. The reading of the clock may be one taken before.
+        """
         line = self._line
         if not self._try_lock(False):  # noqa: FBT003 - a keyword costs a third of it
             self._wait_for_lock()
         try:
-            # As line.at(), without the call: this runs on every call that is limited.
-            now_ns = self._clock_ns()
-            if line.offset_ns:
-                now_ns += line.offset_ns
-            if now_ns >= line.last_ns:
-                line.last_ns = now_ns
+            if reading_ns is None:
+                # As line.at(), without the call: this runs on every call that is limited.
+                now_ns = self._clock_ns()
+                if line.offset_ns:
+                    now_ns += line.offset_ns
+                if now_ns >= line.last_ns:
+                    line.last_ns = now_ns
+                else:
+                    now_ns = line.stand_still(now_ns)
             else:
-                now_ns = line.stand_still(now_ns)
+                now_ns = line.at_reading(reading_ns, self._clock_ns)
             bucket = self._bucket
             if self._waiters:
                 # Whoever is due goes first; nobody may be there to see to it but us.
                 self._grant(now_ns)
-                admitted = not self._waiters and bucket.take(now_ns, self._units(cost))
-                self._admitted += admitted
+                admitted = not self._waiters and bucket.take(now_ns, self._checked_units(cost))
             elif cost is _ONE and bucket.tat <= now_ns and bucket.plain:
                 # What `bucket.take` does when the bucket is full, as it mostly is, without the call.
                 bucket.tat = now_ns + bucket.per_token
-                self._admitted += 1
-                admitted = True
-            # The identity test sorts out True and 1.0 as well; both are judged with care.
-            elif bucket.take(now_ns, self._one if cost is _ONE else self._units(cost)):
-                self._admitted += 1
                 admitted = True
             else:
-                admitted = False
+                # The identity test sorts out True and 1.0 as well; both are judged with care.
+                admitted = bucket.take(now_ns, self._one if cost is _ONE else self._checked_units(cost))
+            tat = None
+            if admitted:
+                self._admitted += 1
+                tat = bucket.tat
         finally:
             self._unlock()
         if self._pending:
             self._after()
-        return admitted
+        return tat
 
     def _refused(self, cost: float) -> bool:
         """Count a refusal and return False; raise ValueError if the cost could never be admitted."""
@@ -470,18 +470,20 @@ class RateLimiter(Guard):
 
 
 class _Tokens(Permit):
-    """A permit that knows what it took, and the state that it left the bucket in."""
+    """A permit that knows what it took, and the state that it left the bucket in.
 
-    __slots__ = ("_tat", "_units")
+    Its limiter fills it in: a frame for that would double what making one costs.
+    """
 
-    def __init__(self, limiter: RateLimiter, generation: int, tat: int, units: int) -> None:
-        self.guard = limiter
-        self.generation = generation
-        self._tat = tat
-        self._units = units
+    __slots__ = ("tat", "units")
+
+    tat: int
+    units: int
+
+    __init__ = object.__init__
 
     def give_back(self, bucket: TokenBucket) -> bool:
-        return bucket.give_back_last(self.generation, self._tat, self._units)
+        return bucket.give_back_last(self.generation, self.tat, self.units)
 
 
 class _Place(Waiter):

@@ -240,11 +240,11 @@ class _Forgetful(RateLimiter):
 class _Barging(RateLimiter):
     """A mutant: newcomers take what is there, whoever waits."""
 
-    def _take(self, cost: float) -> bool:
+    def _take(self, cost: float, reading_ns: int | None = None) -> int | None:  # noqa: ARG002 - nobody gives one
         with self._lock:
             admitted = self._bucket.take(self._line.at(self.clock.monotonic_ns()), self._units(cost))
             self._admitted += admitted
-        return admitted
+            return self._bucket.tat if admitted else None
 
 
 class _Swallowing(RateLimiter):
