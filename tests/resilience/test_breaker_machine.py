@@ -311,6 +311,25 @@ def test_a_circuit_stays_open_longer_each_time_its_probes_fail_again() -> None:
     assert machine.ready_at() == now + 1_000_000_000
 
 
+def test_a_probe_that_says_nothing_frees_its_own_place_and_no_other() -> None:
+    """A place given back can be taken; that of a probe from another generation, or of one unknown, changes nothing."""
+    driver = _Driver(_breaker(failures=1))
+    assert driver.machine.ready_at() is None
+    driver.admit()
+    driver.settle(0, failed=True)
+    assert driver.machine.ready_at() == RECOVERY
+    driver.now = RECOVERY
+    assert driver.admit()
+    assert driver.machine.ready_at() is None
+    generation, probe = driver.admitted[0]
+    driver.machine.release(generation - 1, probe)
+    driver.machine.release(generation, probe + 1)
+    assert not driver.admit()
+    driver.machine.release(generation, probe)
+    assert driver.machine.probes == 0
+    assert driver.admit()
+
+
 def test_a_renewed_lease_begins_anew() -> None:
     """A probe that shows signs of life is given its whole lease again; a stranger's number renews nothing."""
     driver = _Driver(_breaker(failures=1))

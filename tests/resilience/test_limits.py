@@ -504,5 +504,13 @@ def test_aimd_cuts_once_for_all_the_calls_of_one_round() -> None:
 
 def test_aimd_cuts_at_least_one() -> None:
     """A ratio near 1 still takes one call off, down to min_limit."""
-    machine = AIMD(initial_limit=3, backoff_ratio=0.99, min_limit=2).start()
-    assert [machine.record(now, now, 3, dropped=True) for now in (1, 2, 3)] == [2, 2, 2]
+    machine = AIMD(initial_limit=5, backoff_ratio=0.99, min_limit=2).start()
+    assert [machine.record(now, now, 5, dropped=True) for now in (1, 2, 3, 4)] == [4, 3, 2, 2]
+
+
+def test_aimd_begins_its_round_anew_after_a_cut() -> None:
+    """What was good before the cut says nothing about the limit after it."""
+    machine = AIMD(initial_limit=4, backoff_ratio=0.5, min_limit=2).start()
+    assert [machine.record(0, 1, 4, dropped=False) for _ in range(3)] == [4, 4, 4]
+    assert machine.record(2, 2, 4, dropped=True) == 2
+    assert [machine.record(3, 4, 2, dropped=False) for _ in range(2)] == [2, 3]

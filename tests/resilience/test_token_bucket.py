@@ -184,6 +184,142 @@ def test_law_of_the_level_catches_mutants(mutant: type[TokenBucket]) -> None:
     assert_caught(law_of_the_level(mutant))
 
 
+class _Ledger:
+    """The same rules in the textbook's words: a level of tokens that is topped up, and the room that others left."""
+
+    def __init__(self, rate: float, capacity: float) -> None:
+        self.rate, self.capacity = exact_fraction(rate), exact_fraction(capacity)
+        self.level = self.capacity
+        self.held = 0
+        self.room = Fraction(0)
+
+    def pass_time(self, ns: int) -> None:
+        self.level = min(self.capacity, self.level + self.rate * Fraction(ns, SECOND))
+
+    def take(self, cost: Fraction) -> bool:
+        if cost > self.level:
+            return False
+        if self.held:
+            # Had what is held never been taken, the bucket might be full but for this much.
+            self.room = min(self.room, self.capacity - self.level)
+        self.level -= cost
+        return True
+
+    def hold(self) -> None:
+        self.room = self.room if self.held else self.capacity
+        self.held += 1
+
+    def give_back(self, cost: Fraction) -> Fraction:
+        self.held -= 1
+        returned = min(cost, self.room)
+        self.room -= returned
+        self.level = min(self.capacity, self.level + returned)
+        return returned
+
+
+def law_of_the_ledger(kind: type[TokenBucket]) -> Callable[[], None]:
+    """RL8: what is given back comes back as far as the bound allows, and no token less."""
+
+    @given(rates, capacities, steps)
+    @example(1, 10, [("hold", 0, 2), ("give_back", 0, 1), ("take", 0, 1), ("keep", 0, 1)])
+    @example(1, 10, [("take", 0, 2), ("hold", 0, 2), ("hold", 8, 2), ("take", 8, 1), ("give_back", 0, 1)])
+    @example(1, 10, [("take", 0, 1), ("hold", 0, 1), ("take", 40, 2), ("hold", 4, 1), ("keep", 0, 1), ("keep", 0, 1)])
+    def law(rate: float, capacity: float, moves: list[tuple[str, int, float]]) -> None:
+        now_ns = 7 * SECOND
+        bucket, ledger = kind(rate, capacity, now_ns), _Ledger(rate, capacity)
+        eighth = max(1, round(SECOND / rate / 8))
+        held: deque[int] = deque()
+        simple = bucket.per_nanosecond == 1 and capacity >= 1
+        for move, later, cost in moves:
+            now_ns += later * eighth
+            ledger.pass_time(later * eighth)
+            units = bucket.units(cost)
+            tokens = Fraction(units, bucket.per_token)
+            if move in ("take", "hold"):
+                taken = bucket.take(now_ns, units)
+                assert ledger.take(tokens) == taken
+                if taken and move == "hold":
+                    bucket.hold()
+                    ledger.hold()
+                    held.append(units)
+            elif move == "keep" and held:
+                bucket.keep()
+                ledger.held -= 1
+                held.popleft()
+            elif move == "give_back" and held:
+                units = held.pop()
+                returned = bucket.give_back(units)
+                assert ledger.give_back(Fraction(units, bucket.per_token)) == Fraction(returned, bucket.per_token)
+            assert float(ledger.level) == bucket.available(now_ns)
+            assert (simple and not ledger.held) == bucket.plain
+            assert (ledger.held > 0) == bucket.unsettled
+
+    return law
+
+
+class _Stingy(TokenBucket):
+    """Gives nothing back that somebody has come after."""
+
+    __slots__ = ()
+
+    def take(self, now_ns: int, units: int) -> bool:
+        taken = super().take(now_ns, units)
+        if taken and self._outstanding:
+            self._least_slack = 0
+        return taken
+
+
+class _Forgetful(TokenBucket):
+    """Starts anew with every hold, so that what was held before comes back beyond the room that others left."""
+
+    __slots__ = ()
+
+    def hold(self) -> None:
+        super().hold()
+        self._least_slack = self.burst
+
+
+class _NeverPlain(TokenBucket):
+    """Keeps the slow path for ever, once something was held."""
+
+    __slots__ = ()
+
+    def keep(self) -> None:
+        self._outstanding -= 1
+
+
+def test_what_is_given_back_is_all_that_the_bound_allows() -> None:
+    """RL8: beside a bucket that is a level of tokens."""
+    law_of_the_ledger(TokenBucket)()
+
+
+@pytest.mark.parametrize("mutant", [_Stingy, _Forgetful, _NeverPlain])
+def test_law_of_the_ledger_catches_mutants(mutant: type[TokenBucket]) -> None:
+    """Too little, too much, and a fast path that is never found again."""
+    assert_caught(law_of_the_ledger(mutant))
+
+
+def test_others_that_go_first_count() -> None:
+    """`ready_at` behind others is when a bucket from which they have taken would say."""
+    bucket, behind = TokenBucket(2, 10, 0), TokenBucket(2, 10, 0)
+    for each in (bucket, behind):
+        assert each.take(0, each.units(10))
+    behind.tat += behind.units(3)
+    assert bucket.ready_at(bucket.units(1), ahead=bucket.units(3)) == behind.ready_at(behind.units(1)) == 2 * SECOND
+
+
+def test_every_reconfiguration_is_another_generation() -> None:
+    """What was admitted two changes ago is not taken for what was admitted before all of them."""
+    bucket = TokenBucket(1, 2, 0)
+    generations = [bucket.generation]
+    assert not bucket.unsettled
+    for rate in (2, 3, 1):
+        bucket.reconfigure(0, rate, 2)
+        generations.append(bucket.generation)
+    assert generations == sorted(set(generations))
+    assert bucket.unsettled
+
+
 def law_of_the_instant(kind: type[TokenBucket]) -> Callable[[], None]:
     """RL10: one who comes at the instant he was told is admitted, and one who comes a nanosecond sooner is not."""
 
