@@ -12,7 +12,7 @@ Rules of this module:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from resilience.counting import Statistics
 from resilience.errors import LimitExceededError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
     from resilience.clock import Clock
+    from resilience.errors import RejectedError
 
 __all__ = ["AdaptiveLimiter", "LimiterShare"]
 
@@ -80,7 +81,7 @@ class AdaptiveLimiter(QueueingGuard):
     )
 
     kind = LayerKind.ADAPTIVE_LIMITER
-    error = LimitExceededError
+    error: ClassVar[type[RejectedError]] = LimitExceededError
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class AdaptiveLimiter(QueueingGuard):
                 msg = f"{argument} must be callable, not {value!r}"
                 raise ValueError(msg)
         super().__init__(algorithm.initial_limit, max_queue=max_queue, max_wait=max_wait, name=name, clock=clock)
-        self.algorithm = algorithm
+        self.algorithm: LimitAlgorithm = algorithm
         self._machine = algorithm.start()
         self._is_failure = is_failure
         self._is_failure_result = is_failure_result
@@ -221,16 +222,16 @@ class LimiterShare(Guard):
     __slots__ = ("_share", "clock", "limiter", "share")
 
     kind = LayerKind.ADAPTIVE_LIMITER
-    error = LimitExceededError
+    error: ClassVar[type[RejectedError]] = LimitExceededError
 
     def __init__(self, limiter: AdaptiveLimiter, share: float) -> None:
         if positive("share", share) > 1:
             msg = f"share must be above 0 and at most 1, not {share!r}"
             raise ValueError(msg)
         super().__init__(limiter.name)
-        self.limiter = limiter
-        self.clock = limiter.clock
-        self.share = share
+        self.limiter: AdaptiveLimiter = limiter
+        self.clock: Clock = limiter.clock
+        self.share: float = share
         self._share = exact_fraction(share)
 
     @property

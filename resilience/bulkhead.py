@@ -5,7 +5,7 @@ Rules of this module: one count for all tasks, threads and event loops. Who wait
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from resilience.errors import BulkheadFullError
 from resilience.layer import LayerKind, Permit
@@ -16,6 +16,7 @@ from resilience.queueing import QueueingGuard
 
 if TYPE_CHECKING:
     from resilience.clock import Clock
+    from resilience.errors import RejectedError
 
 __all__ = ["Bulkhead"]
 
@@ -41,7 +42,7 @@ class Bulkhead(QueueingGuard):
     __slots__ = ("max_concurrent",)
 
     kind = LayerKind.BULKHEAD
-    error = BulkheadFullError
+    error: ClassVar[type[RejectedError]] = BulkheadFullError
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class Bulkhead(QueueingGuard):
         name: str = "",
         clock: Clock | None = None,
     ) -> None:
-        self.max_concurrent = positive_int("max_concurrent", max_concurrent)
+        self.max_concurrent: int = positive_int("max_concurrent", max_concurrent)
         super().__init__(max_concurrent, max_queue=max_queue, max_wait=max_wait, name=name, clock=clock)
 
     def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - a call is a call

@@ -11,7 +11,7 @@ import math
 import random as random_module
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from resilience.clock import Clock
+    from resilience.errors import RejectedError
 
 __all__ = ["BreakerStatistics", "CircuitBreaker", "CircuitState", "Isolation"]
 
@@ -130,7 +131,7 @@ class CircuitBreaker(Guard):
     )
 
     kind = LayerKind.CIRCUIT_BREAKER
-    error = CircuitOpenError
+    error: ClassVar[type[RejectedError]] = CircuitOpenError
 
     def __init__(
         self,

@@ -67,8 +67,8 @@ class SystemClock:
     __slots__ = ()
 
     # Held as plain functions rather than wrapped: this is read once or twice on every call that is guarded.
-    monotonic_ns = staticmethod(time.monotonic_ns)
-    time_ns = staticmethod(time.time_ns)
+    monotonic_ns: staticmethod[[], int] = staticmethod(time.monotonic_ns)
+    time_ns: staticmethod[[], int] = staticmethod(time.time_ns)
 
     async def sleep(self, seconds: float, /) -> None:
         """Suspend the calling task for `seconds`. A checkpoint, even at 0; a cancellation ends it at once."""
@@ -97,8 +97,8 @@ class MonotoneLine:
     __slots__ = ("last_ns", "offset_ns")
 
     def __init__(self, now_ns: int) -> None:
-        self.last_ns = now_ns
-        self.offset_ns = 0
+        self.last_ns: int = now_ns
+        self.offset_ns: int = 0
 
     def at(self, clock_ns: int) -> int:
         """Return the instant on this line for a reading of the clock."""

@@ -122,8 +122,8 @@ class Coalescer(Generic[K, E]):
         if merge is not None and not callable(merge):
             msg = f"merge must be callable or None, not {merge!r}"
             raise ValueError(msg)
-        self.guard = guard
-        self.max_keys = positive_int("max_keys", max_keys)
+        self.guard: StormGuard = guard
+        self.max_keys: int = positive_int("max_keys", max_keys)
         self._merge = merge
         self._holding: Holding[K, E] = Holding(len(guard._bounds), max_keys)
         self._takers: ParkingQueue[Waiter] = ParkingQueue()

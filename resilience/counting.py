@@ -7,8 +7,12 @@ step, and whoever reads it the rest.
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Statistics", "Tally"]
 
@@ -42,7 +46,7 @@ class Tally:
 
     def __init__(self) -> None:
         self._count = itertools.count()
-        self.add = self._count.__next__
+        self.add: Callable[[], int] = self._count.__next__
 
     @property
     def value(self) -> int:

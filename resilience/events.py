@@ -41,7 +41,7 @@ __all__ = [
     "subscribe",
 ]
 
-logger = logging.getLogger("resilience")
+logger: logging.Logger = logging.getLogger("resilience")
 
 
 @attrs.frozen(kw_only=True)

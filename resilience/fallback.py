@@ -93,10 +93,10 @@ class Fallback(Strategy):
         self._is_stream = callable(value_or_callable) and is_kind(inspect.isasyncgenfunction, value_or_callable)
         self._is_async = callable(value_or_callable) and is_kind(inspect.iscoroutinefunction, value_or_callable)
         self._matches = matcher(on)
-        self.value_or_callable = value_or_callable
-        self.on = on
-        self.on_result = callable_or_none("on_result", on_result)
-        self.name = string("name", name)
+        self.value_or_callable: object = value_or_callable
+        self.on: On = on
+        self.on_result: Callable[[Any], bool] | None = callable_or_none("on_result", on_result)
+        self.name: str = string("name", name)
         self._fell_back = Tally()
 
     def statistics(self) -> FallbackStatistics:

@@ -105,8 +105,8 @@ class Permit:
     __slots__ = ("generation", "guard")
 
     def __init__(self, guard: Deciding, generation: int = 0) -> None:
-        self.guard = guard
-        self.generation = generation
+        self.guard: Deciding = guard
+        self.generation: int = generation
 
     @property
     def settled(self) -> bool:

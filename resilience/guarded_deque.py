@@ -146,9 +146,9 @@ class AsyncGuardedDeque(Generic[T]):
         if maxlen is not None and len(items) > maxlen:
             msg = f"iterable must hold at most maxlen={maxlen!r} items, not {len(items)!r}"
             raise ValueError(msg)
-        self.maxlen = maxlen
+        self.maxlen: int | None = maxlen
         self.overflow: Overflow = overflow
-        self.name = string("name", name)
+        self.name: str = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._lock = threading.Lock()
         self._events = EventQueue()

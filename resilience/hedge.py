@@ -131,21 +131,21 @@ class Hedge(Strategy):
         name: str = "",
         clock: Clock | None = None,
     ) -> None:
-        self.delay = None if delay is None else non_negative("delay", delay)
-        self.quantile = _between_0_and_1("quantile", quantile)
-        self.max_hedges = positive_int("max_hedges", max_hedges)
-        self.min_delay = non_negative("min_delay", min_delay)
-        self.window = positive_int("window", window)
+        self.delay: float | None = None if delay is None else non_negative("delay", delay)
+        self.quantile: float = _between_0_and_1("quantile", quantile)
+        self.max_hedges: int = positive_int("max_hedges", max_hedges)
+        self.min_delay: float = non_negative("min_delay", min_delay)
+        self.window: int = positive_int("window", window)
         self._times = WindowedQuantile(quantile, window)
         if window < self._times.least:
             msg = f"window must be at least {self._times.least} for a quantile of {quantile!r}, not {window!r}"
             raise ValueError(msg)
-        self.on = on
+        self.on: On = on
         self._matches = matcher(on)
-        self.on_result = callable_or_none("on_result", on_result)
-        self.budget = None if budget is None else instance("budget", budget, RetryBudget)
+        self.on_result: Callable[[Any], bool] | None = callable_or_none("on_result", on_result)
+        self.budget: RetryBudget | None = None if budget is None else instance("budget", budget, RetryBudget)
         self._earns = True
-        self.name = string("name", name)
+        self.name: str = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._delay_ns = None if delay is None else nanoseconds(delay)
         self._min_delay_ns = nanoseconds(min_delay)

@@ -121,9 +121,9 @@ class Keyed(Generic[K, L]):
             msg = f"factory must be callable, not {factory!r}"
             raise ValueError(msg)
         self._factory = factory
-        self.max_keys = positive_int("max_keys", max_keys)
-        self.max_awake = positive_int("max_awake", max_awake)
-        self.name = string("name", name)
+        self.max_keys: int = positive_int("max_keys", max_keys)
+        self.max_awake: int = positive_int("max_awake", max_awake)
+        self.name: str = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._lock = threading.Lock()
         # Both in the order of their last use; a key is in one of them. Those awake were used later than the others.

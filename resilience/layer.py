@@ -213,7 +213,7 @@ class Guard(Layer):
         if not isinstance(name, str):
             msg = f"name must be a string, not {name!r}"
             raise ValueError(msg)
-        self.name = name
+        self.name: str = name
         self._lock = threading.Lock()
         # The hottest sections call these, at half the cost of `with`. What `with` adds is that a KeyboardInterrupt
         # cannot land between taking the lock and the `try`; here it can, if the signal comes during the very call that

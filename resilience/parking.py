@@ -41,11 +41,11 @@ class Waiter:
     __slots__ = ("deadline_ns", "granted", "place", "refused", "units", "value")
 
     def __init__(self, place: object) -> None:
-        self.place = place
-        self.units = 0
+        self.place: object = place
+        self.units: int = 0
         self.deadline_ns: int | None = None
-        self.granted = False
-        self.refused = False
+        self.granted: bool = False
+        self.refused: bool = False
         self.value: object = None
 
     def wake(self) -> bool:

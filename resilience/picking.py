@@ -47,8 +47,8 @@ class ByKey(Strategy):
             msg = f"key must be the name of an argument or a function of the arguments, not {key!r}"
             raise ValueError(msg)
         self._guards = guards
-        self.key = key
-        self.name = guards.name
+        self.key: Callable[..., Any] | str = key
+        self.name: str = guards.name
         self._argument = _Argument(key) if isinstance(key, str) else None
 
     @property

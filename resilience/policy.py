@@ -69,8 +69,8 @@ class Policy(Layer):
             if sum(other is part for other in parts) > 1:
                 msg = f"layers must hold each layer once, but {part!r} is there twice"
                 raise ValueError(msg)
-        self.layers = layers
-        self.name = string("name", name)
+        self.layers: tuple[Layer, ...] = layers
+        self.name: str = string("name", name)
         self._parts = tuple(parts)
         self._warnings = tuple(_doubts(layers))
         for doubt in self._warnings:

@@ -98,8 +98,8 @@ class QueueingGuard(Guard):
         if max_wait is not None:
             non_negative("max_wait", max_wait)
         super().__init__(name)
-        self.max_queue = max_queue
-        self.max_wait = max_wait
+        self.max_queue: int = max_queue
+        self.max_wait: float | None = max_wait
         self._max_wait_ns = None if max_wait is None else nanoseconds(max_wait)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._line = MonotoneLine(self.clock.monotonic_ns())

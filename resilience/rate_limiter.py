@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.counting import Statistics
@@ -25,6 +25,7 @@ from resilience.remains import EVERYTHING, Everything, Remains
 
 if TYPE_CHECKING:
     from resilience.clock import Clock
+    from resilience.errors import RejectedError
 
 __all__ = ["RateLimiter", "Reservation"]
 
@@ -69,7 +70,7 @@ class RateLimiter(Guard):
 
     kind = LayerKind.RATE_LIMITER
     hears_success = False
-    error = RateLimitedError
+    error: ClassVar[type[RejectedError]] = RateLimitedError
 
     def __init__(
         self, rate: float, capacity: float, *, name: str = "", max_wait: float = 0.0, clock: Clock | None = None
@@ -78,7 +79,7 @@ class RateLimiter(Guard):
         positive("capacity", capacity)
         self._max_wait_ns = _wait_ns(max_wait)
         super().__init__(name)
-        self.max_wait = max_wait
+        self.max_wait: float = max_wait
         self.clock: Clock = SystemClock() if clock is None else clock
         self._clock_ns = self.clock.monotonic_ns
         now_ns = self._clock_ns()
@@ -493,8 +494,8 @@ class _Place(Waiter):
 
     def __init__(self) -> None:
         super().__init__(self)
-        self.delay_ns = 0
-        self.due_ns = 0
+        self.delay_ns: int = 0
+        self.due_ns: int = 0
 
     @property
     def unattended(self) -> bool:
@@ -519,7 +520,7 @@ class _Reserved(_Place):
     def __init__(self) -> None:
         super().__init__()
         self.parked: Waiter | None = None
-        self.state = "waiting"
+        self.state: str = "waiting"
 
     @property
     def unattended(self) -> bool:

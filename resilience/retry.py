@@ -125,23 +125,25 @@ class Retry(Strategy):
         clock: Clock | None = None,
         random: random_module.Random | None = None,
     ) -> None:
-        self.max_attempts = None if attempts is None else positive_int("attempts", attempts)
+        self.max_attempts: int | None = None if attempts is None else positive_int("attempts", attempts)
         self._matches = matcher(on)
-        self.on = on
-        self.on_result = callable_or_none("on_result", on_result)
-        self.backoff = ExponentialBackoff() if backoff is None else as_backoff("backoff", backoff)
-        self.max_elapsed = max_elapsed
+        self.on: On = on
+        self.on_result: Callable[[Any], bool] | None = callable_or_none("on_result", on_result)
+        self.backoff: Backoff = ExponentialBackoff() if backoff is None else as_backoff("backoff", backoff)
+        self.max_elapsed: float | None = max_elapsed
         self._max_elapsed_ns = None if max_elapsed is None else nanoseconds(positive("max_elapsed", max_elapsed))
-        self.budget = None if budget is None else instance("budget", budget, RetryBudget)
+        self.budget: RetryBudget | None = None if budget is None else instance("budget", budget, RetryBudget)
         self._earns = True
         if not isinstance(honor_retry_after, bool):
             msg = f"honor_retry_after must be True or False, not {honor_retry_after!r}"
             raise ValueError(msg)
-        self.honor_retry_after = honor_retry_after
-        self.retry_after = callable_or_none("retry_after", retry_after)
-        self.name = string("name", name)
+        self.honor_retry_after: bool = honor_retry_after
+        self.retry_after: Callable[[Any], float | None] | None = callable_or_none("retry_after", retry_after)
+        self.name: str = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
-        self.random = random_module.Random() if random is None else instance("random", random, random_module.Random)
+        self.random: random_module.Random = (
+            random_module.Random() if random is None else instance("random", random, random_module.Random)
+        )
         self._retried = Tally()
         self._given_up = Tally()
 
@@ -312,7 +314,7 @@ class Attempt:
     __slots__ = ("_entered", "_judge", "number", "result")
 
     def __init__(self, number: int, judge: Callable[[BaseException | None, object], bool]) -> None:
-        self.number = number
+        self.number: int = number
         self.result: object = _NO_RESULT
         self._judge = judge
         self._entered = False

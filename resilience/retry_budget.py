@@ -60,7 +60,7 @@ class RetryBudget:
         positive("ratio", ratio)
         positive("min_per_second", min_per_second)
         positive("reserve_for", reserve_for)
-        self.name = string("name", name)
+        self.name: str = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         now_ns = self.clock.monotonic_ns()
         self._lock = threading.Lock()

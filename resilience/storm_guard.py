@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random as random_module
 from fractions import Fraction
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import attrs
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
 
     from resilience.clock import Clock
+    from resilience.errors import RejectedError
     from resilience.outcome import Verdict
 
 __all__ = ["Sample", "StormGuard", "StormStatistics"]
@@ -125,7 +126,7 @@ class StormGuard(Guard):
 
     kind = LayerKind.STORM_GUARD
     hears_success = False
-    error = StormError
+    error: ClassVar[type[RejectedError]] = StormError
 
     def __init__(
         self,
@@ -145,14 +146,15 @@ class StormGuard(Guard):
         non_negative("hold_for", hold_for)
         _check_share("calm_ratio", calm_ratio)
         _check_share("key_share", key_share)
+        self.reserve: tuple[float, ...]
         self.reserve, bounds = _reserved(max_events, reserve)
         super().__init__(name)
-        self.window_size = window_size
-        self.max_events = max_events
-        self.calm_ratio = calm_ratio
-        self.hold_for = hold_for
-        self.key_share = key_share
-        self.surplus = None if surplus is None else instance("surplus", surplus, Sample)
+        self.window_size: float = window_size
+        self.max_events: int = max_events
+        self.calm_ratio: float = calm_ratio
+        self.hold_for: float = hold_for
+        self.key_share: float = key_share
+        self.surplus: Sample | None = None if surplus is None else instance("surplus", surplus, Sample)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._clock_ns = self.clock.monotonic_ns
         self._line = MonotoneLine(self._clock_ns())

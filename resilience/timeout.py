@@ -74,9 +74,9 @@ class Timeout(Strategy):
         if first_item is not None and positive("first_item", first_item) >= seconds:
             msg = f"first_item must be less than the {seconds!r} seconds for the whole stream, not {first_item!r}"
             raise ValueError(msg)
-        self.seconds = seconds
-        self.first_item = first_item
-        self.name = string("name", name)
+        self.seconds: float = seconds
+        self.first_item: float | None = first_item
+        self.name: str = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._timed_out = Tally()
         self._limit = TimeLimit(seconds, self.clock, self._exceeded)
@@ -149,8 +149,8 @@ class Deadline(Strategy):
 
     def __init__(self, seconds: float, *, name: str = "", clock: Clock | None = None) -> None:
         positive("seconds", seconds)
-        self.seconds = seconds
-        self.name = string("name", name)
+        self.seconds: float = seconds
+        self.name: str = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._lock = threading.Lock()
         self._line = MonotoneLine(self.clock.monotonic_ns())

@@ -96,16 +96,16 @@ class Breaker:
         probe_for_ns: int,
         backoff: Backoff | None = None,
     ) -> None:
-        self.conditions = conditions
-        self.recovery_ns = recovery_ns
-        self.backoff = backoff
-        self.probe_limit = probe_limit
-        self.success_threshold = success_threshold
-        self.probe_for_ns = probe_for_ns
-        self.state = CircuitState.CLOSED
-        self.generation = 0
+        self.conditions: tuple[TripCondition, ...] = conditions
+        self.recovery_ns: int = recovery_ns
+        self.backoff: Backoff | None = backoff
+        self.probe_limit: int = probe_limit
+        self.success_threshold: int = success_threshold
+        self.probe_for_ns: int = probe_for_ns
+        self.state: CircuitState = CircuitState.CLOSED
+        self.generation: int = 0
         self.changes: list[tuple[CircuitState, CircuitState, int]] = []
-        self.tripwire = self._fresh_tripwire()
+        self.tripwire: Tripwire = self._fresh_tripwire()
         # While open: the instant at which the circuit becomes half-open.
         self._reopen_at = 0
         # Openings since the circuit was last closed, and how long the last one lasted.

@@ -41,9 +41,9 @@ class KeyShares:
     __slots__ = ("_instants", "_newer", "_oldest", "_owners", "_shares", "_used", "limit", "quota", "window_ns")
 
     def __init__(self, window_ns: int, limit: int, quota: int) -> None:
-        self.window_ns = window_ns
-        self.limit = limit
-        self.quota = quota
+        self.window_ns: int = window_ns
+        self.limit: int = limit
+        self.quota: int = quota
         # Three columns of one ring: when an event was admitted, whose it was, where that key's next newer one is.
         self._instants = [0] * limit
         self._owners: list[_Share | None] = [None] * limit

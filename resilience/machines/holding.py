@@ -30,11 +30,11 @@ class Entry(Generic[K, E]):
     __slots__ = ("count", "event", "key", "level", "ripe")
 
     def __init__(self, key: K, event: E, level: int) -> None:
-        self.key = key
-        self.event = event
-        self.count = 1
-        self.level = level
-        self.ripe = False
+        self.key: K = key
+        self.event: E = event
+        self.count: int = 1
+        self.level: int = level
+        self.ripe: bool = False
 
 
 class Holding(Generic[K, E]):
@@ -43,7 +43,7 @@ class Holding(Generic[K, E]):
     __slots__ = ("_entries", "_order", "_queues", "_unripe", "max_keys")
 
     def __init__(self, levels: int, max_keys: int) -> None:
-        self.max_keys = max_keys
+        self.max_keys: int = max_keys
         self._entries: dict[K, Entry[K, E]] = {}
         self._queues: tuple[OrderedDict[K, Entry[K, E]], ...] = tuple(OrderedDict() for _ in range(levels))
         self._unripe: list[tuple[int, int, Entry[K, E]]] = []

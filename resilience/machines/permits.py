@@ -19,8 +19,8 @@ class Permits:
     __slots__ = ("in_use", "limit")
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.in_use = 0
+        self.limit: int = limit
+        self.in_use: int = 0
 
     def take(self) -> bool:
         """Take a permit, or return False."""

@@ -37,7 +37,7 @@ class WindowedQuantile:
     def __init__(self, q: float, window: int) -> None:
         self._q = exact_fraction(q)
         self._window = window
-        self.least = math.ceil(1 / (1 - self._q))
+        self.least: int = math.ceil(1 / (1 - self._q))
         self._by_age = array("q")
         self._by_size = array("q")
         self._oldest = 0

@@ -16,7 +16,7 @@ class Sampler:
     __slots__ = ("_chosen", "_place", "one_in")
 
     def __init__(self, one_in: int) -> None:
-        self.one_in = one_in
+        self.one_in: int = one_in
         self._place = 0
         self._chosen = 0
 

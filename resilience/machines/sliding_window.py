@@ -35,12 +35,12 @@ class SlidingWindow:
     __slots__ = ("_calm_at", "_next", "_ring", "calm", "hold_ns", "in_storm", "limit", "refused", "window_ns")
 
     def __init__(self, window_ns: int, limit: int, calm: int, hold_ns: int) -> None:
-        self.window_ns = window_ns
-        self.limit = limit
-        self.calm = calm
-        self.hold_ns = hold_ns
-        self.in_storm = False
-        self.refused = 0
+        self.window_ns: int = window_ns
+        self.limit: int = limit
+        self.calm: int = calm
+        self.hold_ns: int = hold_ns
+        self.in_storm: bool = False
+        self.refused: int = 0
         # None marks a place that was never used. The next admission overwrites the oldest one. The n-th newest is at
         # [next - n], where a negative index counts from the other end of the ring, as it should; so the oldest of all
         # is at [next - 0] too, which is the faster way to say it.

@@ -53,23 +53,23 @@ class TokenBucket:
     def __init__(self, rate: float, capacity: float, now_ns: int) -> None:
         self._configure(rate, capacity)
         # The instant, in units, at which the bucket is full (again). It starts full.
-        self.tat = now_ns * self.per_nanosecond
+        self.tat: int = now_ns * self.per_nanosecond
         # Counts reconfigurations: what was admitted under other terms cannot be given back.
-        self.generation = 0
+        self.generation: int = 0
         # While grants are outstanding that may be given back: the least slack that an admission has found since.
         self._outstanding = 0
         self._least_slack = 0
         self._say_if_plain()
 
     def _configure(self, rate: float, capacity: float) -> None:
-        self.rate = rate
-        self.capacity = capacity
+        self.rate: float = rate
+        self.capacity: float = capacity
         fraction = exact_fraction(rate) / _NANOSECONDS
         size = exact_fraction(capacity)
         # Scaled so that a fractional capacity is a whole number of units too.
-        self.per_nanosecond = fraction.numerator * size.denominator
-        self.per_token = fraction.denominator * size.denominator
-        self.burst = fraction.denominator * size.numerator
+        self.per_nanosecond: int = fraction.numerator * size.denominator
+        self.per_token: int = fraction.denominator * size.denominator
+        self.burst: int = fraction.denominator * size.numerator
 
     def units(self, cost: float) -> int:
         """Return a cost in units, rounded up where the cost is finer than they are."""
@@ -136,7 +136,7 @@ class TokenBucket:
         if not self._outstanding:
             self._least_slack = self.burst
         self._outstanding += 1
-        self.plain = False
+        self.plain: bool = False
 
     def keep(self) -> None:
         """Note that a held admission is used after all."""
