@@ -1,25 +1,27 @@
 #!/bin/sh
-# Make or renew .venv: tools/environment.sh run | dev | peers
+# Make or renew .venv (or the folder that VENV names): tools/environment.sh run | dev | peers | mutate
 #
-#   run   what the packages and their command line need (make demo)
-#   dev   that, and everything that tests, checks, benchmarks and docs need
-#   peers that, and the libraries that the benchmarks compare ours with
+#   run       what the packages and their command line need (make demo)
+#   dev       that, and everything that tests, checks, benchmarks and docs need
+#   peers     that, and the libraries that the benchmarks compare ours with
+#   mutate    what dev has, and mutmut
 #
 # Nothing is done when nothing has changed. What it goes by:
-#   .venv/stamp-interpreter    the interpreter and the folder that .venv was made with and in; another one: made anew
-#   .venv/stamp-run, -dev, -peers   checksum of the pinned requirements installed; others: made anew
-#   .venv/stamp-project        checksum of pyproject.toml; another one: the project alone is installed again
+#   $VENV/stamp-interpreter    the interpreter and the folder that .venv was made with and in; another one: made anew
+#   $VENV/stamp-run, -dev, -peers   checksum of the pinned requirements installed; others: made anew
+#   $VENV/stamp-project        checksum of pyproject.toml; another one: the project alone is installed again
 # A stamp is written last, so an interrupted run is noticed and begun again. PYTHON=... chooses the interpreter.
 set -eu
 
-level=${1:?usage: tools/environment.sh run|dev|peers}
+level=${1:?usage: tools/environment.sh run|dev|peers|mutate}
 cd "$(dirname "$0")/.."
-venv=.venv
+venv=${VENV:-.venv}
 python=$venv/bin/python
 
 # Two makes at once must not install into one folder; where flock is missing, they are simply not run at once.
 if command -v flock >/dev/null 2>&1; then
-    exec 9>.venv.lock
+    mkdir -p "$(dirname "$venv")"
+    exec 9>"$venv.lock"
     flock 9
 fi
 
@@ -60,12 +62,12 @@ fresh=yes
 if [ -x "$python" ] && same "$venv/stamp-interpreter" "$(interpreter "$python")"; then
     fresh=no
     # What is pinned has changed: begin anew, so that nothing unpinned is left over.
-    for other in run dev peers; do
+    for other in run dev peers mutate; do
         if [ -f "$venv/stamp-$other" ] && ! same "$venv/stamp-$other" "$(checksum "requirements/$other.txt")"; then
             fresh=yes
         fi
     done
-    if [ ! -f "$venv/stamp-run" ] && [ ! -f "$venv/stamp-dev" ] && [ ! -f "$venv/stamp-peers" ]; then
+    if ! ls "$venv"/stamp-run "$venv"/stamp-dev "$venv"/stamp-peers "$venv"/stamp-mutate 2>/dev/null | grep -q .; then
         fresh=yes
     fi
     if [ -n "${PYTHON:-}" ] && [ "$(identify "$PYTHON")" != "$(identify "$python")" ]; then
@@ -85,8 +87,8 @@ fi
 # Everything in run.txt is in dev.txt too, and all of that in peers.txt, at the same version.
 installed=no
 case $level in
-    run) enough="run dev peers" ;;
-    dev) enough="dev peers" ;;
+    run) enough="run dev peers mutate" ;;
+    dev) enough="dev peers mutate" ;;
     *) enough=$level ;;
 esac
 for other in $enough; do

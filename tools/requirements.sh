@@ -14,4 +14,6 @@ compile pyproject.toml requirements/build.in --extra dev --extra docs --output-f
 # The other sets keep the same versions, or they could not share an environment.
 compile pyproject.toml requirements/build.in --extra dev --extra docs --extra peers --constraint requirements/dev.txt \
     --output-file requirements/peers.txt "$@"
+compile pyproject.toml requirements/build.in --extra dev --extra docs --extra mutate --constraint requirements/dev.txt \
+    --output-file requirements/mutate.txt "$@"
 compile pyproject.toml requirements/build.in --extra cli --constraint requirements/dev.txt --output-file requirements/run.txt
