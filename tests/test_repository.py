@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MADE = {".git", ".venv", ".venvs", "mutants", ".cache", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache", "__pycache__", "site"}
+MADE = {
+    ".git",
+    ".venv",
+    ".venvs",
+    "mutants",
+    ".cache",
+    ".hypothesis",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    "__pycache__",
+    "site",
+}
 
 # Written in pieces, so that this file does not name them either.
 HOSTS = tuple(
