@@ -18,14 +18,14 @@ import inspect
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from resilience.fusing import compose, compose_blocking, compose_manager, compose_stream
+from resilience.fusing import compose_around, compose_blocking, compose_manager, compose_stream, holding
 from resilience.streaming import bind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
-    from resilience.fusing import BlockingRunner, Composed, Runner
+    from resilience.fusing import BlockingRunner, Composed
     from resilience.streaming import StreamRunner
 
 __all__ = ["decorate", "enclose", "is_kind"]
@@ -49,7 +49,7 @@ def decorate(layer: Composed, func: Callable[..., Any]) -> Callable[..., Any]:
             raise TypeError(msg)
         wrapper = bind(stream, func)
     elif is_kind(inspect.iscoroutinefunction, func):
-        wrapper = _async_wrapper(compose(layer), func)
+        wrapper = compose_around(layer, func)
     elif _makes_managers(func):
         wrapper = enclose(layer, func)
     else:
@@ -59,7 +59,9 @@ def decorate(layer: Composed, func: Callable[..., Any]) -> Callable[..., Any]:
             raise TypeError(msg)
         wrapper = _blocking_wrapper(blocking, func)
     # A partial or a callable object has no name of its own; what it has is copied.
-    return functools.wraps(func)(wrapper)
+    wrapped = functools.wraps(func)(wrapper)
+    # Not what it holds, if that is decorated as well.
+    return holding(layer, wrapped)
 
 
 def enclose(
@@ -149,13 +151,6 @@ def _unguardable_inside(func: Callable[..., Any]) -> str | None:
         if inspect.iscoroutinefunction(inner):
             return "it wraps an async function in a plain one; decorate the async function itself"
     return None
-
-
-def _async_wrapper(run: Runner, func: Callable[..., Any]) -> Callable[..., Any]:
-    async def wrapper(*args: object, **kwargs: object) -> object:
-        return await run(func, args, kwargs)
-
-    return wrapper
 
 
 def _blocking_wrapper(run: BlockingRunner, func: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ import attrs
 from resilience.callables import is_kind
 from resilience.counting import Tally
 from resilience.events import FellBack, announce
+from resilience.fusing import passing_on
 from resilience.layer import LayerKind, Strategy
 from resilience.machines.checks import callable_or_none, string
 from resilience.outcome import matcher
@@ -106,6 +107,7 @@ class Fallback(Strategy):
     def remains(self) -> None:
         """Return None: nothing is left of a call that is over."""
 
+    @passing_on
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that falls back. A checkpoint if the call or the fallback is one; cancellation goes on."""
         if self._is_stream:
@@ -113,9 +115,9 @@ class Fallback(Strategy):
             raise TypeError(msg)
         on_result = self.on_result
 
-        async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        async def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             try:
-                result = await call_next(func, args, kwargs)
+                result = await call_next(*args, **kwargs)
             except Exception as error:
                 if not self._matches(error):
                     raise

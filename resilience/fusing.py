@@ -13,6 +13,7 @@ It knows guards and strategies by their methods alone. `layer` shows this machin
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncContextDecorator
@@ -36,9 +37,12 @@ __all__ = [
     "Permit",
     "Runner",
     "compose",
+    "compose_around",
     "compose_blocking",
     "compose_manager",
     "compose_stream",
+    "holding",
+    "passing_on",
 ]
 
 Runner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
@@ -150,13 +154,37 @@ Hearing: TypeAlias = tuple[tuple[int, Callable[[Permit, object], None]], ...]
 
 def compose(layer: Composed) -> Runner:
     """Return the runner of a composition, its outermost layer first."""
-    run: Runner | None = None
+    run: Runner = _invoke
     for link in _from_inside(layer.parts):
-        if isinstance(link, tuple):
-            run = _holding(layer, _one_guard(link[0], run) if len(link) == 1 else _guards(link, run))
-        else:
-            run = link.wrap(run or _invoke)
-    return run or _bare
+        run = _around(link, run, layer)
+    return run if layer.parts else _bare
+
+
+def compose_around(layer: Composed, func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """Return the coroutine function `func` inside of a composition: a coroutine function of the same arguments."""
+    links = tuple(_from_inside(layer.parts))
+    if links and all(isinstance(link, tuple) or hasattr(link.wrap, "passes_on") for link in links):
+        # No runner minds with what it is called. So the outermost one is the function that is asked for, and there is
+        # neither a frame that gathers the arguments nor one that spreads them.
+        run: Callable[..., Awaitable[Any]] = func if _makes_coroutines(func) else _checked(func)
+        for link in links:
+            run = _around(link, run, layer)
+        return run
+    whole = compose(layer)
+
+    async def wrapper(*args: object, **kwargs: object) -> object:
+        return await whole(func, args, kwargs)
+
+    return wrapper
+
+
+def passing_on(wrap: F) -> F:
+    """Mark a strategy's `wrap` whose runners call the next one with exactly what they are called with, whatever it is.
+
+    A subclass that overrides it makes no such promise until it says so too.
+    """
+    vars(wrap)["passes_on"] = True
+    return wrap
 
 
 def compose_blocking(layer: Composed) -> BlockingRunner | None:
@@ -164,7 +192,7 @@ def compose_blocking(layer: Composed) -> BlockingRunner | None:
     run: BlockingRunner | None = _invoke_blocking
     for link in _from_inside(layer.parts):
         run = run and (
-            _holding(layer, _guards_blocking(link, run)) if isinstance(link, tuple) else link.wrap_blocking(run)
+            holding(layer, _guards_blocking(link, run)) if isinstance(link, tuple) else link.wrap_blocking(run)
         )
     return run
 
@@ -173,7 +201,7 @@ def compose_stream(layer: Composed) -> StreamRunner | None:
     """Return the same for async generators."""
     run: StreamRunner | None = _invoke_stream
     for link in _from_inside(layer.parts):
-        run = run and (_holding(layer, _guards_stream(link, run)) if isinstance(link, tuple) else link.wrap_stream(run))
+        run = run and (holding(layer, _guards_stream(link, run)) if isinstance(link, tuple) else link.wrap_stream(run))
     return run
 
 
@@ -181,13 +209,11 @@ def compose_manager(layer: Composed) -> StreamRunner | None:
     """Return the same for async context managers, each being a stream of one item during which its block runs."""
     run: StreamRunner | None = _invoke_stream
     for link in _from_inside(layer.parts):
-        run = run and (
-            _holding(layer, _guards_stream(link, run)) if isinstance(link, tuple) else link.wrap_manager(run)
-        )
+        run = run and (holding(layer, _guards_stream(link, run)) if isinstance(link, tuple) else link.wrap_manager(run))
     return run
 
 
-def _holding(layer: Composed, run: F) -> F:
+def holding(layer: Composed, run: F) -> F:
     """Make a runner, and so each of its calls from before it has begun until it has ended, hold its layer.
 
     By the parts alone nobody could tell that a Policy is in use: a `Keyed` wants to know.
@@ -204,6 +230,25 @@ def _from_inside(parts: tuple[Deciding | Controlling, ...]) -> Iterator[tuple[De
             yield tuple(cast("Deciding", part) for _, part in neighbours)[::-1]
         else:
             yield from (cast("Controlling", part).inside(parts[:index]) for index, part in neighbours)
+
+
+def _around(link: tuple[Deciding, ...] | Controlling, call_next: Runner, layer: Composed) -> Runner:
+    if isinstance(link, tuple):
+        return holding(layer, _one_guard(link[0], call_next) if len(link) == 1 else _guards(link, call_next))
+    return link.wrap(call_next)
+
+
+def _makes_coroutines(func: Callable[..., Any]) -> bool:
+    """Tell whether what `func` returns is a coroutine for certain; an object may only be marked as if it were."""
+    code = getattr(func, "__code__", None)
+    return code is not None and bool(code.co_flags & inspect.CO_COROUTINE)
+
+
+def _checked(func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    def call(*args: object, **kwargs: object) -> Awaitable[Any]:
+        return _invoke(func, args, kwargs)
+
+    return call
 
 
 def _invoke(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Awaitable[Any]:
@@ -246,20 +291,16 @@ def _invoke_stream(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     return func(*args, **kwargs)  # type: ignore[no-any-return]
 
 
-def _one_guard(guard: Deciding, call_next: Runner | None) -> Runner:
+def _one_guard(guard: Deciding, call_next: Runner) -> Runner:
     """Return the runner of a single guard: what `_guards` does, without the loops."""
     admit, settle_result, hears_success = guard.admit, guard.settle_result, guard.hears_success
 
-    async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    async def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         permit = admit()
         if not isinstance(permit, Permit):
             permit = await _admit_slowly(guard, permit)
         try:
-            if call_next is None:
-                result = func(*args, **kwargs)
-                result = await (result if result.__class__ is CoroutineType else _awaitable(func, result))
-            else:
-                result = await call_next(func, args, kwargs)
+            result = await call_next(*args, **kwargs)
         except BaseException as exception:
             guard.settle_exception(permit, exception)
             raise
@@ -270,11 +311,11 @@ def _one_guard(guard: Deciding, call_next: Runner | None) -> Runner:
     return run
 
 
-def _guards(guards: tuple[Deciding, ...], call_next: Runner | None) -> Runner:
+def _guards(guards: tuple[Deciding, ...], call_next: Runner) -> Runner:
     chain = tuple((guard, guard.admit) for guard in guards)
     hearing = _hearing(guards)
 
-    async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    async def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         permits: list[Permit] = []
         try:
             for guard, admit in chain:
@@ -282,11 +323,7 @@ def _guards(guards: tuple[Deciding, ...], call_next: Runner | None) -> Runner:
                 if not isinstance(permit, Permit):
                     permit = await _admit_slowly(guard, permit)
                 permits.append(permit)
-            if call_next is None:
-                result = func(*args, **kwargs)
-                result = await (result if result.__class__ is CoroutineType else _awaitable(func, result))
-            else:
-                result = await call_next(func, args, kwargs)
+            result = await call_next(*args, **kwargs)
             for index, settle_result in hearing:
                 settle_result(permits[index], result)
         except BaseException as exception:

@@ -30,6 +30,7 @@ import attrs
 from resilience.clock import SystemClock, nanoseconds, seconds
 from resilience.counting import Tally
 from resilience.events import HedgeStarted, announce
+from resilience.fusing import passing_on
 from resilience.layer import LayerKind, Strategy
 from resilience.machines.checks import callable_or_none, instance, non_negative, positive_int, string
 from resilience.machines.quantile import WindowedQuantile
@@ -177,17 +178,18 @@ class Hedge(Strategy):
         inner._earns = False  # noqa: SLF001 - its own copy
         return inner
 
+    @passing_on
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that hedges. A checkpoint; a cancellation goes on once every attempt has ended."""
 
-        async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        async def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             if self.budget is not None and self._earns:
                 self.budget.first_attempt()
             delay_ns = self._current_delay_ns()
             if delay_ns is not None:
-                return await _Race(self, functools.partial(call_next, func, args, kwargs), delay_ns).run()
+                return await _Race(self, functools.partial(call_next, *args, **kwargs), delay_ns).run()
             started_ns = self.clock.monotonic_ns()
-            result = await call_next(func, args, kwargs)
+            result = await call_next(*args, **kwargs)
             if not self._is_fault(result):
                 self._learn(started_ns)
             return result

@@ -19,6 +19,7 @@ import attrs
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.counting import Tally
 from resilience.events import RetryScheduled, announce
+from resilience.fusing import passing_on
 from resilience.layer import LayerKind, Strategy
 from resilience.machines.backoff import Backoff, ExponentialBackoff, as_backoff
 from resilience.machines.checks import callable_or_none, instance, positive, positive_int, string
@@ -187,15 +188,16 @@ class Retry(Strategy):
         inner._earns = False  # noqa: SLF001 - its own copy
         return inner
 
+    @passing_on
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that tries again. A cancellation ends it at once, during a delay too."""
 
-        async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        async def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             started_ns = self._start()
             rounds: _Rounds | None = None
             while True:
                 try:
-                    result = await call_next(func, args, kwargs)
+                    result = await call_next(*args, **kwargs)
                 except Exception as error:
                     rounds = rounds or _Rounds(self, started_ns)
                     delay_ns = rounds.after_error(error)

@@ -18,6 +18,7 @@ from resilience.clock import MonotoneLine, SystemClock, nanoseconds
 from resilience.clock import seconds as as_seconds
 from resilience.counting import Tally
 from resilience.errors import TimeoutExceededError
+from resilience.fusing import passing_on
 from resilience.layer import LayerKind, Strategy
 from resilience.machines.checks import positive, string
 from resilience.streaming import Relay, relaying
@@ -92,6 +93,7 @@ class Timeout(Strategy):
     def remains(self) -> None:
         """Return None: nothing is left of a call that is over."""
 
+    @passing_on
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that ends in time. A checkpoint if the call is one; cancellation goes on."""
         return self._limit.around(call_next)
@@ -160,13 +162,14 @@ class Deadline(Strategy):
         """Return how many seconds are left, 0 once it has passed. Not a checkpoint; any thread."""
         return as_seconds(max(0, self._left_ns()))
 
+    @passing_on
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that ends in time. A checkpoint if the call is one; cancellation goes on."""
         limit, clock = self.seconds, self.clock
 
-        async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        async def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             left_ns = self._left_or_raise()
-            return await within(limit, left_ns, clock, functools.partial(call_next, func, args, kwargs))
+            return await within(limit, left_ns, clock, functools.partial(call_next, *args, **kwargs))
 
         return run
 

@@ -232,19 +232,19 @@ class TimeLimit:
         limit, limit_ns, clock, exceeded = self._limit, self._limit_ns, self._clock, self._exceeded
         if type(clock) is not SystemClock:
 
-            async def run_in_scope(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+            async def run_in_scope(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
                 with ending(limit, limit_ns, clock, exceeded):
-                    return await call_next(func, args, kwargs)
+                    return await call_next(*args, **kwargs)
 
             return run_in_scope
 
         monotonic_ns, take_back = clock.monotonic_ns, _DEADLINE.reset
 
-        async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        async def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
             task = _asyncio_task()
             if task is None:
                 with ending(limit, limit_ns, clock, exceeded):
-                    return await call_next(func, args, kwargs)
+                    return await call_next(*args, **kwargs)
             deadline_ns = monotonic_ns() + limit_ns
             loop = task.get_loop()
             queue = self._queues.get(loop) or self._new_queue(loop)
@@ -252,7 +252,7 @@ class TimeLimit:
             token = _publish(clock, deadline_ns)
             place = queue.join(task, deadline_ns)
             try:
-                result = await call_next(func, args, kwargs)
+                result = await call_next(*args, **kwargs)
             except BaseException as error:
                 if token is not None:
                     _take_back(token)

@@ -19,6 +19,8 @@ from resilience import (
     CircuitOpenError,
     ConstantBackoff,
     Deadline,
+    Fallback,
+    Hedge,
     Policy,
     Retry,
     Strategy,
@@ -108,6 +110,7 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "strategy": lambda: Again([]),
     "both": lambda: Policy(Again([]), Noting([]), Noting([])),
     "nothing": Policy,
+    "passing on": lambda: Policy(Retry(1), Noting([]), Noting([])),
 }
 every_layer = pytest.mark.parametrize("layer", LAYERS)
 
@@ -140,6 +143,75 @@ async def test_arguments_and_results_go_through(layer: str) -> None:
     outer = LAYERS[layer]()
     assert await outer(around(double))(3, plus=1) == 7
     assert outer(around(double_plainly))(3, plus=1) == 7
+
+
+@every_loop
+async def test_arguments_may_have_any_name() -> None:
+    """Even those that a runner's own arguments have."""
+
+    async def named(self: int, func: int, args: int, *, kwargs: int, call_next: int) -> tuple[int, ...]:
+        return self, func, args, kwargs, call_next
+
+    given = {"self": 1, "func": 2, "args": 3, "kwargs": 4, "call_next": 5}
+    for around in (Timeout(9.0), Deadline(9.0), Retry(2), Fallback(None), Hedge(9.0), Noting([]), Again([])):
+        assert await around(named)(**given) == (1, 2, 3, 4, 5)
+
+
+def test_no_frame_stands_between_the_layers_of_a_decorated_function() -> None:
+    """Neighbouring guards share one, each strategy has one, and the function's own is the next."""
+
+    async def suspended() -> None:
+        await anyio.sleep_forever()
+
+    async def main() -> None:
+        decorated = Policy(Timeout(9.0), Retry(2), Noting([]), Noting([]))(suspended)
+        call: Any = decorated()
+        async with anyio.create_task_group() as group:
+            group.start_soon(_awaiting, call)
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            frames = []
+            while call.cr_code is not suspended.__code__:
+                frames.append(call.cr_code)
+                call = call.cr_await
+            assert len(frames) == 3
+            group.cancel_scope.cancel()
+
+    anyio.run(main)
+
+
+async def _awaiting(call: Awaitable[object]) -> None:
+    await call
+
+
+@every_loop
+async def test_a_strategy_that_is_derived_from_may_look_at_the_call() -> None:
+    """What the original promises about its runners does not bind those that override them."""
+
+    class Looking(Retry):
+        """A Retry that notes what it runs."""
+
+        def wrap(self, call_next: Runner) -> Runner:
+            inner = super().wrap(call_next)
+
+            async def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+                seen.append((func, args, kwargs))
+                return await inner(func, args, kwargs)
+
+            return run
+
+    seen: list[object] = []
+    assert await Policy(Fallback(None), Looking(2), Noting([]))(double)(3, plus=1) == 7
+    assert seen == [(double, (3,), {"plus": 1})]
+
+
+def test_decorated_twice_a_function_holds_the_outer_layer() -> None:
+    """The inner function holds the inner one."""
+    inner, outer = Noting([]), Noting([])
+    once = inner(double)
+    twice = outer(once)
+    assert vars(once)["__layer__"] is inner
+    assert vars(twice)["__layer__"] is outer
 
 
 @every_layer
