@@ -1,19 +1,13 @@
-"""AdaptiveLimiter: never more than the limit, whatever becomes of it; permits that come back; the important first."""
+"""AdaptiveLimiter: what calls teach it, and the important first. How calls wait is in test_queueing."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import math
 import threading
-from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
-import anyio
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from resilience import (
     AIMD,
@@ -22,45 +16,28 @@ from resilience import (
     Gradient2,
     LimiterShare,
     LimitExceededError,
-    NotUntil,
     Permit,
     Policy,
     Vegas,
     Verdict,
 )
 from resilience.parking import async_waiter
-from resilience.queueing import WHOLE, WaitingLine
-from resilience.telemetry import LimitChanged, Rejected, subscribe
+from resilience.queueing import WHOLE
+from resilience.telemetry import LimitChanged, subscribe
 from resilience.testing import ManualClock
+from tests.resilience.limiters import fixed, noted
 from tests.resilience.support import (
-    NOT_A_COUNT,
-    NOT_NEGATIVE,
     NOT_POSITIVE,
     Crew,
     HookedClock,
-    Job,
-    assert_caught,
     assert_refuses,
-    both_loops,
     brief,
-    heavy,
-    run,
     settle,
     until_blocking,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from resilience.parking import Waiter
-
 every_loop = pytest.mark.anyio
 Step: TypeAlias = tuple[str, int, int]
-
-
-def fixed(limit: int) -> AIMD:
-    """Return an algorithm that stays where it is, unless a call fails."""
-    return AIMD(initial_limit=limit, max_limit=limit)
 
 
 # -- arguments -------------------------------------------------------------------------------------------------------
@@ -70,15 +47,6 @@ def fixed(limit: int) -> AIMD:
 def test_refuses_what_is_no_algorithm(bad: object) -> None:
     """The algorithm is one of three values."""
     assert_refuses("algorithm", bad, AdaptiveLimiter)
-
-
-@pytest.mark.parametrize("bad", [*NOT_NEGATIVE, None], ids=brief)
-def test_refuses_bad_queues_and_waits(bad: object) -> None:
-    """max_queue is a whole number of at least 0; max_wait a finite one of at least 0, or None."""
-    if bad is not None:
-        assert_refuses("max_wait", bad, AdaptiveLimiter)
-    if bad in NOT_A_COUNT:
-        assert_refuses("max_queue", bad, AdaptiveLimiter)
 
 
 @pytest.mark.parametrize("bad", [*NOT_POSITIVE, 1.01], ids=brief)
@@ -107,25 +75,6 @@ def test_limit_begins_where_the_algorithm_says(algorithm: Gradient2 | Vegas | AI
 
 
 # -- what a call teaches -------------------------------------------------------------------------------------------
-
-
-class Notebook:
-    """A machine that writes down its samples, and whose limit the test moves."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.samples: list[tuple[int, int, int, bool]] = []
-
-    def record(self, started_ns: int, ended_ns: int, in_flight: int, *, dropped: bool) -> int:
-        self.samples.append((started_ns, ended_ns, in_flight, dropped))
-        return self.limit
-
-
-def noted(limiter: AdaptiveLimiter) -> Notebook:
-    """Put a notebook in the place of the limiter's machine."""
-    notebook = Notebook(limiter.limit)
-    limiter._machine = notebook
-    return notebook
 
 
 @every_loop
@@ -279,51 +228,6 @@ def test_limiter_finds_the_capacity_of_what_it_guards() -> None:
 
 
 @every_loop
-async def test_refuses_what_is_too_much() -> None:
-    """Without a queue, what finds no permit is refused at once, counted, and told."""
-    limiter = AdaptiveLimiter(fixed(1), name="api")
-    assert not limiter.waits
-    seen: list[object] = []
-    unsubscribe = subscribe(seen.append)
-    async with limiter as permit:
-        assert isinstance(permit, Permit)
-        assert limiter.try_admit() is None
-        with pytest.raises(LimitExceededError, match=r"^api is at its limit$") as caught:
-            await limiter.admit_waiting()
-        assert caught.value.retry_after is None
-        with pytest.raises(LimitExceededError):
-            limiter.admit_blocking()
-        assert limiter.admit(0) == NotUntil(None)
-    unsubscribe()
-    assert limiter.statistics().rejected == 3
-    assert seen == [Rejected(guard="api", retry_after=None)] * 3
-
-
-@every_loop
-async def test_queue_is_bounded_and_waits_no_longer_than_it_may() -> None:
-    """max_queue calls wait, for max_wait each; in an event loop plain code does not wait."""
-    clock = ManualClock()
-    limiter = AdaptiveLimiter(fixed(1), max_queue=1, max_wait=2.0, clock=clock)
-    permit = limiter.try_admit()
-    assert permit is not None
-    async with Crew() as crew:
-        waiting = crew.start(limiter.admit_waiting)
-        await settle()
-        with pytest.raises(LimitExceededError):
-            await limiter.admit_waiting()
-        with pytest.raises(LimitExceededError):
-            limiter.admit_blocking()
-        clock.advance(2.0)
-        await settle()
-        assert isinstance(waiting.error, LimitExceededError)
-        assert limiter.statistics().waiting == 0
-    forbearing = AdaptiveLimiter(fixed(1), max_queue=1, max_wait=0, clock=clock)
-    assert isinstance(forbearing.admit(0), Permit)
-    with pytest.raises(LimitExceededError):
-        await forbearing.admit_waiting()
-
-
-@every_loop
 async def test_limit_that_grows_lets_in_those_who_wait() -> None:
     """One call ends, and three get in: the permit that came back, and two that are new."""
     limiter = AdaptiveLimiter(fixed(1), max_queue=5)
@@ -469,231 +373,12 @@ async def test_larger_share_takes_the_last_place_of_a_full_queue() -> None:
     assert (limiter.statistics().waiting, limiter.statistics().in_use) == (0, 1)
 
 
-# -- the laws --------------------------------------------------------------------------------------------------------
-
-SHARES = (Fraction(1), Fraction(1, 2), Fraction(1, 4))
+# -- threads and frames that go away -----------------------------------------------------------------------------------
 
 
-class World:
-    """A limiter whose limit moves, those who want in with this share or that, and the laws."""
-
-    QUEUE, WAIT = 4, 3
-
-    def __init__(self, kind: type[AdaptiveLimiter]) -> None:
-        self.clock = ManualClock()
-        self.limiter = kind(fixed(2), max_queue=self.QUEUE, max_wait=float(self.WAIT), clock=self.clock)
-        self.notebook = noted(self.limiter)
-        self.share: list[Fraction] = []
-        self.asked: list[Job] = []
-        self.inside: list[int] = []
-        self.order: list[int] = []
-        self.cancelled: list[Job] = []
-        self.releases: dict[int, anyio.Event] = {}
-        self.limit = 2
-        self.seen = 0
-
-    async def work(self, cell: list[Job], share: Fraction) -> None:
-        """Go in and stay until released."""
-        number = len(self.asked)
-        self.asked.append(cell[0])
-        self.share.append(share)
-        self.releases[number] = anyio.Event()
-        async with self.limiter.at(float(share)):
-            self.inside.append(number)
-            self.order.append(number)
-            try:
-                await self.releases[number].wait()
-            finally:
-                self.inside.remove(number)
-
-    def step(self, crew: Crew, step: Step) -> None:
-        """Take one step during which no other task runs."""
-        name, first, second = step
-        if name == "start":
-            cell: list[Job] = []
-            cell.append(crew.start(partial(self.work, cell, SHARES[first])))
-        elif name == "release" and self.inside:
-            self.releases[self.inside[first % len(self.inside)]].set()
-        elif name == "limit":
-            # It holds from the next call that succeeds.
-            self.notebook.limit = first
-        elif name == "cancel" and crew.jobs:
-            job = crew.jobs[first % len(crew.jobs)]
-            job.cancel(native=bool(second))
-            self.cancelled.append(job)
-        elif name == "try":
-            before = self.limiter.statistics()
-            permit = self.limiter.at(float(SHARES[first])).try_admit()
-            assert (permit is not None) == (before.in_use < math.ceil(SHARES[first] * before.limit))
-            if permit is not None:
-                permit.cancelled()
-
-    def judge(self) -> None:
-        """Judge a moment at which everybody waits."""
-        statistics = self.limiter.statistics()
-        out = [number for number, job in enumerate(self.asked) if not job.ended and number not in self.inside]
-        assert statistics.in_use == len(self.inside)
-        assert statistics.waiting == len(out) <= self.QUEUE
-        # AL6: the last to come of those with this share or a smaller one found room, under a limit that held then.
-        came = [number for number in self.order[self.seen :] if number in self.inside]
-        most = max(self.limit, statistics.limit)
-        for share in SHARES:
-            confined = sum(self.share[number] <= share for number in came)
-            assert not confined or len(self.inside) - len(came) + confined <= math.ceil(share * most)
-        self.limit, self.seen = statistics.limit, len(self.order)
-        # AL7: nobody waits while there is a permit for them.
-        assert all(len(self.inside) >= math.ceil(self.share[number] * statistics.limit) for number in out)
-        # AL8: among equals, nobody was let in before one who came earlier and still waits.
-        for share in SHARES:
-            served = [number for number in self.order if self.share[number] == share]
-            waiting = [number for number in out if self.share[number] == share]
-            assert not served or not waiting or max(served) < min(waiting)
-        # Cancellation is never swallowed.
-        assert all(job.ended for job in self.cancelled)
-        assert all(job.finished != job.cancelled for job in self.cancelled if job.error is None)
-
-
-def law_of_the_limiter(kind: type[AdaptiveLimiter], backend: str) -> Callable[[], None]:
-    """AL6 to AL9: never more than the limit or the share; nobody waits for nothing; in order; all permits come back."""
-
-    @given(
-        st.lists(
-            st.one_of(
-                st.tuples(st.just("start"), st.sampled_from([0, 0, 1, 2]), st.just(0)),
-                st.tuples(st.just("start"), st.sampled_from([0, 0, 1, 2]), st.just(0)),
-                st.tuples(st.just("release"), st.integers(0, 3), st.just(0)),
-                st.tuples(st.just("cancel"), st.integers(0, 12), st.integers(0, 1)),
-                st.tuples(st.just("limit"), st.integers(1, 5), st.just(0)),
-                st.tuples(st.sampled_from(["settle", "settle", "try"]), st.integers(0, 2), st.just(0)),
-                st.tuples(st.just("advance"), st.sampled_from([1, 2, 3]), st.just(0)),
-            ),
-            min_size=6,
-            max_size=30,
-        )
-    )
-    def law(steps: list[Step]) -> None:
-        async def main() -> None:
-            world = World(kind)
-            async with Crew() as crew:
-                for step in steps:
-                    if step[0] == "advance":
-                        world.clock.advance(step[1])
-                    elif step[0] == "settle":
-                        await settle()
-                        world.judge()
-                    else:
-                        world.step(crew, step)
-                await settle()
-                world.judge()
-            await settle()
-            assert all(job.error is None or isinstance(job.error, LimitExceededError) for job in crew.jobs)
-            statistics = world.limiter.statistics()
-            # AL9: every admission is settled once, and no permit and no waiter is left.
-            assert statistics.in_use == statistics.waiting == 0
-            assert statistics.admitted == statistics.succeeded + statistics.cancelled
-            assert len(world.notebook.samples) == statistics.succeeded
-
-        run(backend, main)
-
-    return law
-
-
-@both_loops
-def test_limiter_keeps_its_laws_under_every_schedule(backend: str) -> None:
-    """The laws hold wherever a cancellation lands and however the limit moves (AL6 to AL9, PO5)."""
-    heavy(law_of_the_limiter(AdaptiveLimiter, backend))()
-
-
-class _Leaking(AdaptiveLimiter):
-    """A mutant: a permit that was granted to somebody who is then cancelled is lost."""
-
-    def _abandon(self, waiter: Waiter) -> None:
-        with self._lock:
-            self._queue.leave(waiter)
-
-
-class _HandsOver(AdaptiveLimiter):
-    """A mutant: gives a permit that comes back to the next, as if the limit never sank."""
-
-    def _hand_on(self) -> None:
-        first = self._queue.first
-        if first is None:
-            self._permits.give_back()
-            return
-        self._queue.leave(first[1])
-        first[1].granted = True
-        first[1].wake()
-
-
-class _OneByOne(AdaptiveLimiter):
-    """A mutant: lets in one for each that leaves, though the limit has grown by more."""
-
-    def _hand_on(self) -> None:
-        self._permits.give_back()
-        first = self._queue.first
-        if first is not None and self._permits.take_within(first[0]):
-            self._queue.leave(first[1])
-            first[1].granted = True
-            first[1].wake()
-
-
-class _Undivided(AdaptiveLimiter):
-    """A mutant: every share is the whole."""
-
-    def _admit(self, now_ns: int | None, share: Fraction) -> Permit | NotUntil:
-        return super()._admit(now_ns, max(share, WHOLE))
-
-
-class _LastLine(WaitingLine):
-    __slots__ = ()
-
-    @property
-    def first(self) -> tuple[Fraction, Waiter] | None:
-        return self.last
-
-
-class _LastFirst(AdaptiveLimiter):
-    """A mutant: serves the last first."""
-
-    def __init__(self, *args: AIMD, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        self._queue = _LastLine()
-
-
-class _TwiceSettled(AdaptiveLimiter):
-    """A mutant: takes every verdict for the first."""
-
-    def settle(self, permit: Permit, verdict: Verdict) -> None:
-        super().settle(permit, verdict)
-        permit.generation = 0
-        super().settle(permit, verdict)
-
-
-class _Unforgetting(AdaptiveLimiter):
-    """A mutant: learns from calls that were cancelled."""
-
-    def settle(self, permit: Permit, verdict: Verdict) -> None:
-        if verdict is Verdict.CANCELLED and not permit.settled:
-            self._machine.record(0, 0, 1, dropped=False)
-        super().settle(permit, verdict)
-
-
-@pytest.mark.parametrize(
-    "mutant", [_Leaking, _HandsOver, _OneByOne, _Undivided, _LastFirst, _TwiceSettled, _Unforgetting]
-)
-@both_loops
-def test_law_of_the_limiter_catches_mutants(mutant: type[AdaptiveLimiter], backend: str) -> None:
-    """A lost, idle, doubled or misdirected permit is seen, and one too many."""
-    assert_caught(law_of_the_limiter(mutant, backend))
-
-
-# -- threads, loops and frames that go away --------------------------------------------------------------------------
-
-
-def test_threads_wait_their_turn() -> None:
-    """A thread blocks until a permit is granted to it, until its time is over, or until it is displaced."""
-    clock = ManualClock()
-    limiter = AdaptiveLimiter(fixed(1), max_queue=1, max_wait=5.0, clock=clock)
+def test_thread_gives_up_its_place_to_a_larger_share() -> None:
+    """A thread that waits is refused when somebody with a larger share needs its place in a full queue."""
+    limiter = AdaptiveLimiter(fixed(1), max_queue=1, max_wait=5.0, clock=ManualClock())
     permit = limiter.admit_blocking()
     results: list[object] = []
 
@@ -714,54 +399,6 @@ def test_threads_wait_their_turn() -> None:
     second.join()
     assert isinstance(results[0], LimitExceededError)
     assert results[1] == 1
-    limiter.admit_blocking()
-    third = threading.Thread(target=work, args=(1,))
-    third.start()
-    until_blocking(lambda: clock.next_deadline() is not None)
-    clock.advance(5.0)
-    third.join()
-    assert isinstance(results[2], LimitExceededError)
-
-
-def test_threads_are_never_too_many() -> None:
-    """With many threads at once no more than the limit are inside, all get their turn, and every permit comes back."""
-    limiter = AdaptiveLimiter(fixed(3), max_queue=10)
-    lock, barrier = threading.Lock(), threading.Barrier(8)
-    inside, most = 0, 0
-
-    def work() -> None:
-        nonlocal inside, most
-        barrier.wait()
-        for _ in range(20):
-            with limiter:
-                with lock:
-                    inside += 1
-                    most = max(most, inside)
-                with lock:
-                    inside -= 1
-
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most <= 3
-    assert (limiter.statistics().succeeded, limiter.statistics().in_use) == (160, 0)
-
-
-def test_interrupted_thread_leaves_the_queue() -> None:
-    """A thread whose wait raises takes no permit."""
-
-    class Interrupting(ManualClock):
-        def call_later(self, delay_ns: int, callback: Callable[[], object], /) -> Callable[[], None]:  # noqa: ARG002
-            raise KeyboardInterrupt
-
-    limiter = AdaptiveLimiter(fixed(1), max_queue=1, max_wait=1.0, clock=Interrupting())
-    permit = limiter.admit_blocking()
-    with pytest.raises(KeyboardInterrupt):
-        limiter.admit_blocking()
-    permit.success()
-    assert limiter.available == 1
 
 
 @every_loop
@@ -789,67 +426,6 @@ async def test_clock_that_raises_takes_no_permit() -> None:
     assert limiter.available == 1
 
 
-@both_loops
-def test_permit_goes_to_a_waiter_of_another_event_loop(backend: str) -> None:
-    """A permit that comes back in one thread is granted to a task in another's event loop."""
-    limiter = AdaptiveLimiter(fixed(1), max_queue=1)
-    permit = limiter.admit_blocking()
-
-    async def main() -> None:
-        async with limiter:
-            assert limiter.available == 0
-
-    thread = threading.Thread(target=run, args=(backend, main))
-    thread.start()
-    until_blocking(lambda: limiter.statistics().waiting == 1)
-    permit.success()
-    thread.join()
-    assert limiter.available == 1
-
-
-def _park_by_hand(limiter: AdaptiveLimiter) -> tuple[asyncio.AbstractEventLoop, list[object]]:
-    loop = asyncio.new_event_loop()
-    frame = limiter.admit_waiting()
-
-    async def start() -> None:
-        frame.send(None)
-
-    loop.run_until_complete(start())
-    return loop, [frame]
-
-
-def test_waiters_of_a_closed_loop_are_passed_over() -> None:
-    """A permit is not lost on a task that can never run again."""
-    limiter = AdaptiveLimiter(fixed(1), max_queue=3)
-    permit = limiter.admit_blocking()
-    loop, frames = _park_by_hand(limiter)
-    loop.close()
-    permit.success()
-    assert (limiter.available, limiter.statistics().waiting) == (1, 0)
-    frames.clear()
-    gc.collect()
-    assert limiter.available == 1
-
-
-def test_dropped_frame_hands_on_what_it_was_granted() -> None:
-    """A wait that is garbage leaves the queue, or passes its permit on, and teaches nothing."""
-    limiter = AdaptiveLimiter(fixed(1), max_queue=3)
-    notebook = noted(limiter)
-    permit = limiter.admit_blocking()
-    loop, frames = _park_by_hand(limiter)
-    other, others = _park_by_hand(limiter)
-    permit.success()
-    assert (limiter.available, limiter.statistics().waiting) == (0, 1)
-    frames.clear()
-    gc.collect()
-    assert (limiter.available, limiter.statistics().waiting) == (0, 0)
-    others.clear()
-    gc.collect()
-    assert (limiter.available, len(notebook.samples)) == (1, 1)
-    loop.close()
-    other.close()
-
-
 def test_frame_dropped_inside_a_critical_section_does_not_deadlock() -> None:
     """The collector may strike in the thread that holds the lock: a call that is closed there is settled afterwards."""
     clock = HookedClock()
@@ -872,22 +448,3 @@ def test_frame_dropped_inside_a_critical_section_does_not_deadlock() -> None:
     statistics = limiter.statistics()
     assert (statistics.in_use, statistics.cancelled, statistics.admitted) == (1, 1, 2)
     loop.close()
-
-
-def test_found_lock_is_counted() -> None:
-    """An admission that finds the lock taken says so."""
-    limiter = AdaptiveLimiter()
-    found = threading.Event()
-
-    class Watched:
-        def locked(self) -> bool:
-            found.set()
-            return True
-
-    lock, limiter._lock = limiter._lock, Watched()  # type: ignore[assignment]
-    with lock:
-        thread = threading.Thread(target=limiter.try_admit)
-        thread.start()
-        found.wait()
-    thread.join()
-    assert limiter.statistics().contended == 1
