@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["BreakerStatistics", "CircuitBreaker", "CircuitState", "Isolation"]
 
 # Looked up once: an attribute of an enum costs as much as the rest of the fast path.
-_CLOSED, _SUCCESS = CircuitState.CLOSED, Verdict.SUCCESS
+_CLOSED, _SUCCESS, _FAILURE = CircuitState.CLOSED, Verdict.SUCCESS, Verdict.FAILURE
 
 
 def _read_only(
@@ -333,14 +333,16 @@ class CircuitBreaker(Guard):
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:
         """Count how an admitted call ended; what comes from an earlier generation changes nothing."""
-        contended = self._lock.locked()
-        with self._section:
-            if permit.settled:
-                return
-            if contended:
-                self._contended += 1
-            self._record(permit, verdict)
-            permit.generation = SETTLED
+        if not self._try_lock(False):  # noqa: FBT003 - a keyword costs a third of it
+            self._wait_for_lock()
+        try:
+            if permit.generation != SETTLED:
+                self._record(permit, verdict)
+                permit.generation = SETTLED
+        finally:
+            self._unlock()
+        if self._pending:
+            self._after()
 
     def _record(self, permit: Permit, verdict: Verdict) -> None:
         """Count a verdict that needs to know the time. The lock is held."""
@@ -352,12 +354,12 @@ class CircuitBreaker(Guard):
         if isinstance(permit, _Admission):
             probe = permit.probe
             slow = self._slow_ns is not None and now_ns - permit.started_ns >= self._slow_ns
-        if verdict is Verdict.IGNORED or verdict is Verdict.CANCELLED:
+        failed = verdict is _FAILURE
+        if not failed and verdict is not _SUCCESS:
             machine.release(permit.generation, probe)
             self._ignored += verdict is Verdict.IGNORED
             self._cancelled += verdict is Verdict.CANCELLED
             return
-        failed = verdict is Verdict.FAILURE
         u = self._random.random() if machine.backoff is not None else 0.0
         if machine.record(permit.generation, probe, now_ns, failed=failed, slow=slow, u=u):
             if failed:
@@ -385,6 +387,8 @@ class CircuitBreaker(Guard):
         ):
             permit.generation = SETTLED
             self._plain_successes.add()
+        elif self._is_failure_result is None:
+            self.settle(permit, _SUCCESS)
         else:
             super().settle_result(permit, result)
 

@@ -162,7 +162,7 @@ class Breaker:
         """Count an outcome; return False if it came too late to count. Tick first."""
         if generation != self.generation:
             return False
-        if self.state is CircuitState.CLOSED:
+        if self.state is _C:
             if self.tripwire.record(now_ns, failed=failed, slow=slow):
                 self._open(now_ns, u)
             return True

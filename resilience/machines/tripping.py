@@ -48,10 +48,6 @@ class Tripwire(Protocol):
         """Count one outcome; return True if the circuit trips."""
         ...
 
-    def forget(self) -> None:
-        """Count a success, where that means no more than to forget failures (consecutive ones)."""
-        ...
-
     def age(self, now_ns: int) -> None:
         """Forget what has left the window by now."""
         ...
@@ -169,11 +165,6 @@ class Tripwires:
         """Whether no condition counts anything now."""
         return all(wire.blank for wire in self._wires)
 
-    def forget(self) -> None:
-        """Count a success with every condition."""
-        for wire in self._wires:
-            wire.forget()
-
     def age(self, now_ns: int) -> None:
         """Forget what has left each condition's window by now."""
         for wire in self._wires:
@@ -198,15 +189,12 @@ class _Consecutive:
     def blank(self) -> bool:
         return not self.failures
 
-    def forget(self) -> None:
-        self.failures = 0
-
     def age(self, now_ns: int) -> None:
         """Do nothing: consecutive failures are forgotten by a success alone."""
 
     def record(self, now_ns: int, *, failed: bool, slow: bool) -> bool:  # noqa: ARG002 - the protocol's signature
         if not failed:
-            self.forget()
+            self.failures = 0
             return False
         self.failures += 1
         return self.failures >= self._limit
@@ -218,7 +206,10 @@ class _Counts(Protocol):
     slow: int
 
     def age(self, now_ns: int) -> None: ...
-    def add(self, now_ns: int, failed: int, slow: int) -> None: ...
+    def add(self, now_ns: int, failed: bool, slow: bool) -> None: ...  # noqa: FBT001 - added up
+
+
+_GOOD = (False, False)
 
 
 class _LastCalls:
@@ -226,19 +217,24 @@ class _LastCalls:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._entries: deque[tuple[int, int]] = deque()
+        self._entries: deque[tuple[bool, bool]] = deque()
         self.calls = self.failed = self.slow = 0
 
     def age(self, now_ns: int) -> None:
         """Do nothing: calls leave this window as others enter it."""
 
-    def add(self, now_ns: int, failed: int, slow: int) -> None:  # noqa: ARG002 - the protocol's signature
+    def add(self, now_ns: int, failed: bool, slow: bool) -> None:  # noqa: ARG002, FBT001 - the protocol's signature
         if self.calls == self._size:
-            old_failed, old_slow = self._entries.popleft()
-            self.failed -= old_failed
-            self.slow -= old_slow
+            old = self._entries.popleft()
+            if old is not _GOOD:
+                self.failed -= old[0]
+                self.slow -= old[1]
         else:
             self.calls += 1
+        if not failed and not slow:
+            # As nearly all are.
+            self._entries.append(_GOOD)
+            return
         self._entries.append((failed, slow))
         self.failed += failed
         self.slow += slow
@@ -260,7 +256,7 @@ class _LastSeconds:
             self.failed -= old_failed
             self.slow -= old_slow
 
-    def add(self, now_ns: int, failed: int, slow: int) -> None:
+    def add(self, now_ns: int, failed: bool, slow: bool) -> None:  # noqa: FBT001 - the protocol's signature
         self.age(now_ns)
         number = now_ns // self._slice_ns
         if not self._slices or self._slices[-1][0] != number:
@@ -281,11 +277,12 @@ def _counts(window: Window) -> _Counts:
 
 
 class _Rate:
-    __slots__ = ("_counts", "_min_calls", "_slow_calls", "_threshold")
+    __slots__ = ("_counts", "_least", "_min_calls", "_of", "_slow_calls")
 
     def __init__(self, threshold: float, counts: _Counts, min_calls: int, *, slow_calls: bool) -> None:
         # The decimal that was written: 55 of 100 calls are a share of 0.55, though not of the float nearest to it.
-        self._threshold = exact_fraction(threshold)
+        # `_least` of `_of` calls, in whole numbers.
+        self._least, self._of = exact_fraction(threshold).as_integer_ratio()
         self._counts = counts
         self._min_calls = min_calls
         self._slow_calls = slow_calls
@@ -301,13 +298,10 @@ class _Rate:
     def age(self, now_ns: int) -> None:
         self._counts.age(now_ns)
 
-    def forget(self) -> None:
-        """Do nothing: a rate forgets nothing before its window does."""
-
     def record(self, now_ns: int, *, failed: bool, slow: bool) -> bool:
         counts = self._counts
-        counts.add(now_ns, int(failed), int(slow))
+        counts.add(now_ns, failed, slow)
         if counts.calls < self._min_calls:
             return False
         counted = counts.slow if self._slow_calls else counts.failed
-        return counted * self._threshold.denominator >= self._threshold.numerator * counts.calls
+        return counted * self._of >= self._least * counts.calls
