@@ -37,7 +37,7 @@ from resilience.machines.quantile import WindowedQuantile
 from resilience.outcome import matcher
 from resilience.remains import EVERYTHING, Everything
 from resilience.retry_budget import RetryBudget, earned_by
-from resilience.timers import alarm, cancellations
+from resilience.timers import alarm, asyncio_task, cancellations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -221,13 +221,13 @@ class _Race:
         "_alarm",
         "_begun",
         "_call",
-        "_cancellations",
         "_cancelled_before",
         "_delay_ns",
         "_error",
         "_group",
         "_has_company",
         "_hedge",
+        "_host",
         "_over",
         "_result",
         "_running",
@@ -240,8 +240,8 @@ class _Race:
         self._hedge = hedge
         self._call = call
         self._delay_ns = delay_ns
-        self._cancellations = cancellations()
-        self._cancelled_before = self._cancellations()
+        self._host = asyncio_task()
+        self._cancelled_before = cancellations(self._host)
         # When the first attempt began, unless it has failed.
         self._started_ns: int | None = hedge.clock.monotonic_ns()
         self._begun = 1
@@ -256,7 +256,7 @@ class _Race:
         """Run the first attempt, and the others when it is time; return or raise what the call ends with."""
         try:
             async with anyio.create_task_group() as self._group:
-                self._alarm = alarm(self._hedge.clock, self._delay_ns, self._begin_another)
+                self._alarm = alarm(self._host, self._hedge.clock, self._delay_ns, self._begin_another)
                 if self._alarm is None:
                     self._has_company = True
                     self._group.start_soon(self._keep_time)
@@ -339,7 +339,7 @@ class _Race:
     def _begin_another(self) -> bool:
         """Begin another attempt, if it may be; tell whether there may be one more after it."""
         hedge = self._hedge
-        if self._cancellations() > self._cancelled_before:
+        if cancellations(self._host) > self._cancelled_before:
             # On its way, while the first attempt takes its time to clean up.
             return False
         if hedge.budget is not None and not hedge.budget.try_spend():

@@ -191,9 +191,14 @@ class Retry(Strategy):
     @passing_on
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that tries again. A cancellation ends it at once, during a delay too."""
+        # Looked up once: most calls need only one attempt.
+        budget = self.budget if self._earns else None
+        monotonic_ns, on_result = self.clock.monotonic_ns, self.on_result
 
         async def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            started_ns = self._start()
+            if budget is not None:
+                budget.first_attempt()
+            started_ns = monotonic_ns()
             rounds: _Rounds | None = None
             while True:
                 try:
@@ -204,7 +209,7 @@ class Retry(Strategy):
                     if delay_ns is None:
                         raise
                 else:
-                    if self.on_result is None:
+                    if on_result is None:
                         return result
                     rounds = rounds or _Rounds(self, started_ns)
                     delay_ns = rounds.after_result(result)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     # Makes the exception, given the limit in seconds.
     Exceeded: TypeAlias = Callable[[float], TimeoutExceededError]
 
-__all__ = ["Alarm", "TimeLimit", "alarm", "cancellations", "ending", "remaining_ns", "within"]
+__all__ = ["Alarm", "TimeLimit", "alarm", "asyncio_task", "cancellations", "ending", "remaining_ns", "within"]
 
 # The clock and the instant on its line by which the innermost Timeout of this context ends.
 _DEADLINE: ContextVar[tuple[Clock, int] | None] = ContextVar("resilience_deadline", default=None)
@@ -123,7 +123,7 @@ async def within(
 
     A checkpoint if the call is one. A cancellation goes on.
     """
-    task = _asyncio_task() if type(clock) is SystemClock else None
+    task = asyncio_task() if type(clock) is SystemClock else None
     if task is None:
         with ending(limit, limit_ns, clock, exceeded):
             return await start()
@@ -170,10 +170,7 @@ class Alarm:
         self._stopped = False
         # Held, as event loops ask for it.
         self._task: asyncio.Task[None] | None = None
-        self._set()
-
-    def _set(self) -> None:
-        self._timer = self._loop.call_later(self._delay, self._go_off)
+        self._timer = loop.call_later(self._delay, self._go_off)
 
     def _go_off(self) -> None:
         self._task = self._loop.create_task(self._ring_again())
@@ -181,7 +178,7 @@ class Alarm:
     async def _ring_again(self) -> None:
         # It may have been stopped between the timer and this task's first step.
         if not self._stopped and self._ring():
-            self._set()
+            self._timer = self._loop.call_later(self._delay, self._go_off)
 
     def stop(self) -> None:
         """Never ring again."""
@@ -189,23 +186,17 @@ class Alarm:
         self._timer.cancel()
 
 
-def alarm(clock: Clock, delay_ns: int, ring: Callable[[], bool]) -> Alarm | None:
-    """Return an Alarm; None where only a task can wait: on trio, and on clocks other than the system's."""
-    task = _asyncio_task() if type(clock) is SystemClock else None
-    return None if task is None else Alarm(task.get_loop(), delay_ns, ring)
+def alarm(task: asyncio.Task[Any] | None, clock: Clock, delay_ns: int, ring: Callable[[], bool]) -> Alarm | None:
+    """Return an Alarm; None where only a task can wait: on trio, where there is no `task`, and on other clocks."""
+    return Alarm(task.get_loop(), delay_ns, ring) if task is not None and type(clock) is SystemClock else None
 
 
-def cancellations() -> Callable[[], int]:
-    """Return a function that counts the cancellations asked of the calling task itself, even before they reach it.
+def cancellations(task: asyncio.Task[Any] | None) -> int:
+    """Count the cancellations asked of this task itself, even before they reach it.
 
     Only asyncio has such: a cancel scope's reach every task in it at once.
     """
-    task = _asyncio_task()
-    return _none if task is None else task.cancelling
-
-
-def _none() -> int:
-    return 0
+    return 0 if task is None else task.cancelling()
 
 
 class TimeLimit:
@@ -241,7 +232,7 @@ class TimeLimit:
         monotonic_ns, take_back = clock.monotonic_ns, _DEADLINE.reset
 
         async def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-            task = _asyncio_task()
+            task = asyncio_task()
             if task is None:
                 with ending(limit, limit_ns, clock, exceeded):
                     return await call_next(*args, **kwargs)
@@ -319,7 +310,7 @@ class _Queue:
                 task.cancel()
 
 
-def _asyncio_task() -> asyncio.Task[Any] | None:
+def asyncio_task() -> asyncio.Task[Any] | None:
     """Return the task of asyncio that runs now; None on trio, and outside of any."""
     asyncio = sys.modules.get("asyncio")
     if asyncio is None:
