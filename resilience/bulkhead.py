@@ -58,13 +58,13 @@ class Bulkhead(QueueingGuard):
 
     def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - a call is a call
         """Decide at once; nobody overtakes those who wait."""
-        contended = self._lock.locked()
-        with self._lock:
-            if contended:
-                self._contended += 1
+        if not self._try_lock(False):  # noqa: FBT003 - a keyword costs a third of it
+            self._wait_for_lock()
+        try:
             admitted = self._permits.take()
-            if admitted:
-                self._admitted += 1
+            self._admitted += admitted
+        finally:
+            self._unlock()
         if self._pending:
             self._after()
         return Permit(self) if admitted else NotUntil(None)

@@ -147,10 +147,14 @@ class QueueingGuard(Guard):
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:  # noqa: ARG002 - a permit comes back however the call ended
         """Give the permit back: to the head of the queue, if anybody waits."""
-        with self._lock:
+        if not self._try_lock(False):  # noqa: FBT003 - a keyword costs a third of it
+            self._wait_for_lock()
+        try:
             if permit.generation != SETTLED:
                 permit.generation = SETTLED
                 self._hand_on()
+        finally:
+            self._unlock()
         if self._pending:
             self._after()
 
