@@ -4,7 +4,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench mutate docs requirements clean environment-run environment-dev environment-peers
+.PHONY: help demo test check bench conformance mutate docs requirements clean environment-run environment-dev environment-peers
 
 export PYTHON
 python := .venv/bin/python
@@ -34,6 +34,9 @@ check: environment-dev ## Check format, lint, types and the import direction
 bench: environment-peers ## Time every guard, beside other libraries too; BENCH_ENFORCE=1 fails past a target
 	$(python) -m benchmarks
 	$(python) -m pytest benchmarks --benchmark-enable --benchmark-only -p no:randomly --timeout=0 $(ARGS)
+
+conformance: environment-peers ## Run the peers' reported defects against them and us; ARGS=--write renews the page
+	@$(python) -m benchmarks.conformance $(ARGS)
 
 mutate: ## Change the machines line by line, and see that a test notices; takes an hour. Fails on a survivor unexplained
 	@VENV=.venvs/mutate ./tools/environment.sh mutate

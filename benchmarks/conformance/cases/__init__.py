@@ -1,0 +1,5 @@
+"""The cases, by what they are about; importing this enters them all."""
+
+from benchmarks.conformance.cases import breaker, breaker_edges, bulkhead, limiter, retry, timeout
+
+__all__ = ["breaker", "breaker_edges", "bulkhead", "limiter", "retry", "timeout"]

@@ -1,0 +1,140 @@
+"""pyresilience, as its README shows it: the decorator `resilient`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from pyresilience import (
+    BulkheadConfig,
+    CircuitBreakerConfig,
+    EventType,
+    FallbackConfig,
+    RateLimiterConfig,
+    RateLimitExceededError,
+    RetryConfig,
+    TimeoutConfig,
+    resilient,
+)
+
+from benchmarks.conformance.library import Breaker, Library, Limiter, not_offered
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from benchmarks.conformance.library import Decorator, Function, PlainDecorator, PlainFunction, PlainLimiter
+
+CHANGES = {EventType.CIRCUIT_OPEN, EventType.CIRCUIT_HALF_OPEN, EventType.CIRCUIT_CLOSED}
+
+
+def _listeners(listener: Callable[[], None] | None) -> list[object]:
+    return [] if listener is None else [lambda event: listener() if event.event_type in CHANGES else None]
+
+
+def _shared(decorator: Decorator) -> Callable[[Function], Awaitable[object]]:
+    """Return what calls any coroutine function under one decorator's guard: the guard is that of one function."""
+
+    async def call(function: Function) -> object:
+        return await function()
+
+    return cast("Callable[[Function], Awaitable[object]]", decorator(call))
+
+
+class PyResilience(Library):
+    name = "pyresilience"
+    distribution = "pyresilience"
+
+    def breaker(
+        self,
+        *,
+        failures: int,
+        recovery: float,
+        ignored: type[Exception] | None = None,
+        listener: Callable[[], None] | None = None,
+    ) -> Breaker:
+        decorator = resilient(
+            circuit_breaker=CircuitBreakerConfig(
+                failure_threshold=failures,
+                recovery_timeout=recovery,
+                success_threshold=1,
+                ignore_on=() if ignored is None else (ignored,),
+            ),
+            listeners=_listeners(listener),
+        )
+        return Breaker(_shared(decorator), decorator)
+
+    def plain_breaker(
+        self, *, failures: int, recovery: float, listener: Callable[[], None] | None = None
+    ) -> Callable[[PlainFunction], object]:
+        @resilient(
+            circuit_breaker=CircuitBreakerConfig(
+                failure_threshold=failures, recovery_timeout=recovery, success_threshold=1
+            ),
+            listeners=_listeners(listener),
+        )
+        def call(function: PlainFunction) -> object:
+            return function()
+
+        return call
+
+    def limiter(self, *, calls: int, period: float) -> Limiter:
+        @resilient(rate_limiter=RateLimiterConfig(max_calls=calls, period=period))
+        async def admitted() -> bool:
+            return True
+
+        async def try_acquire(cost: int) -> bool:
+            if cost != 1:
+                not_offered("no costs")
+            try:
+                return await admitted()
+            except RateLimitExceededError:
+                return False
+
+        return Limiter(try_acquire)
+
+    def waiting_limiter(self, *, calls: int, period: float) -> Callable[[int], Awaitable[object]]:
+        @resilient(rate_limiter=RateLimiterConfig(max_calls=calls, period=period, max_wait=3600.0))
+        async def admitted() -> bool:
+            return True
+
+        async def acquire(cost: int) -> None:
+            if cost != 1:
+                not_offered("no costs")
+            await admitted()
+
+        return acquire
+
+    def plain_limiter(self, *, calls: int, period: float) -> PlainLimiter:
+        @resilient(rate_limiter=RateLimiterConfig(max_calls=calls, period=period))
+        def admitted() -> bool:
+            return True
+
+        def try_acquire() -> bool:
+            try:
+                return admitted()
+            except RateLimitExceededError:
+                return False
+
+        return try_acquire
+
+    def bulkhead(self, *, limit: int, queue: int = 0, max_wait: float | None = None) -> Breaker:
+        decorator = resilient(
+            bulkhead=BulkheadConfig(max_concurrent=limit, max_wait=(max_wait or 3600.0) if queue else 0.0)
+        )
+        return Breaker(_shared(decorator), decorator)
+
+    def retry(self, *, attempts: int) -> Decorator:
+        return resilient(
+            retry=RetryConfig(max_attempts=attempts, delay=1.0, backoff_factor=2.0, max_delay=60.0, jitter=False)
+        )
+
+    def plain_retry(self, *, attempts: int) -> PlainDecorator:
+        return resilient(retry=RetryConfig(max_attempts=attempts, delay=0.0, jitter=False))
+
+    def timeout(self, *, seconds: float) -> Decorator:
+        return resilient(timeout=TimeoutConfig(seconds=seconds))
+
+    def fallback(self, *, answer: object) -> Decorator:
+        return resilient(fallback=FallbackConfig(handler=lambda _: answer))
+
+
+LIBRARY = PyResilience()

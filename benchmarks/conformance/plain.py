@@ -1,0 +1,42 @@
+"""What cases about plain code and threads need, as `case` has it for coroutines."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from benchmarks.conformance.case import ServiceError, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.conformance.library import PlainFunction
+
+__all__ = ["break_circuit", "failure", "pass_time"]
+
+
+def pass_time(seconds: float) -> None:
+    """Move the virtual clock on."""
+    time.sleep(seconds)  # noqa: TID251 - the virtual one
+
+
+def failure(call: PlainFunction) -> Exception | None:
+    """Call, and return the exception that it ended with."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - whatever the library has for it
+        return error
+    return None
+
+
+def break_circuit(call: Callable[[PlainFunction], object], *, failures: int) -> None:
+    """Fail so often that the circuit is open."""
+
+    def fail() -> None:
+        raise ServiceError
+
+    for _ in range(failures):
+        failure(lambda: call(fail))
+    reached: list[bool] = []
+    failure(lambda: call(lambda: reached.append(True)))
+    prepare(not reached, "the circuit does not open")
