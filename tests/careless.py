@@ -285,8 +285,6 @@ class LooseRetry:
 class Loose(Library):
     """Lets through what it should not."""
 
-    name = "loose"
-
     def breaker(
         self,
         *,
@@ -404,8 +402,6 @@ class Loose(Library):
 class Stiff(Library):
     """Keeps what it should give back."""
 
-    name = "stiff"
-
     def breaker(
         self,
         *,
@@ -477,8 +473,6 @@ class Stiff(Library):
 
 class Greedy(Library):
     """Takes its turn, and keeps it."""
-
-    name = "greedy"
 
     def waiting_limiter(self, *, calls: int, period: float) -> Callable[[int], Awaitable[object]]:
         bucket = Bucket(calls, period)

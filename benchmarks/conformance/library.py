@@ -7,7 +7,7 @@ always made with the library's defaults but for what is asked for here.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import ClassVar, NoReturn, TypeAlias
 
 import attrs
@@ -24,14 +24,12 @@ __all__ = [
     "PlainDecorator",
     "PlainFunction",
     "PlainLimiter",
-    "StreamFunction",
     "complete",
     "not_offered",
 ]
 
 Function: TypeAlias = Callable[[], Awaitable[object]]
 PlainFunction: TypeAlias = Callable[[], object]
-StreamFunction: TypeAlias = Callable[[], AsyncIterator[object]]
 Call: TypeAlias = Callable[[Function], Awaitable[object]]
 """Calls the function once under the guard, and returns its answer."""
 Decorator: TypeAlias = Callable[[Callable[..., object]], Callable[..., object]]
@@ -100,8 +98,6 @@ def complete(function: Function) -> object:
 class Library:
     """One library; an adapter overrides what there is."""
 
-    name: ClassVar[str]
-    distribution: ClassVar[str]
     documented: ClassVar[Mapping[str, str]] = {}
     """Case to the place where the library's documentation says that it behaves otherwise."""
     refused: ClassVar[str | None] = None

@@ -194,6 +194,23 @@ async def abandoned_trial_wedges(library: Library) -> None:
 
 @case(
     "breaker",
+    "A trial that never ends does not keep the circuit shut for ever",
+    "diegosouzapw/OmniRoute#13836",
+    "getnora-io/nora#607",
+)
+async def hung_trial_wedges(library: Library) -> None:
+    """It hangs, and nobody cancels it; once there has been time for two more trials, one of them is admitted."""
+    breaker = await opened_and_due(library)
+    trial = await begin_trial(breaker, Gate())
+
+    admitted = await comes_back(breaker)
+    trial.cancel()
+
+    expect(admitted, "no call is admitted any more")
+
+
+@case(
+    "breaker",
     "A trial that ends with an exception that is said to mean nothing does not keep the circuit shut for ever",
     "decocms/studio#5322",
     "JeffOtano/roni#323",

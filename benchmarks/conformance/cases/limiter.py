@@ -15,7 +15,7 @@ from benchmarks.conformance.plain import pass_time
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from benchmarks.conformance.library import Library, Limiter
+    from benchmarks.conformance.library import Library, Limiter, PlainLimiter
 
 __all__: list[str] = []
 
@@ -49,7 +49,7 @@ async def tasks_over_admit(library: Library) -> None:
 
 @case(
     "limiter",
-    "Of many threads that try at the same time, no more are admitted than are allowed",
+    "Of many threads that try at the same time, no more are admitted than are allowed, and none gets an error",
     OWN_READING,
 )
 def threads_over_admit(library: Library) -> None:
@@ -59,10 +59,20 @@ def threads_over_admit(library: Library) -> None:
         try_acquire = library.plain_limiter(calls=100, period=60.0)
         start = threading.Barrier(8)
         admitted: list[bool] = []
+        errors: list[Exception] = []
 
-        def caller() -> None:
-            start.wait()  # noqa: B023 - the threads end within the round
-            admitted.extend([try_acquire() for _ in range(50)])  # noqa: B023 - as above
+        def caller(
+            try_acquire: PlainLimiter = try_acquire,
+            start: threading.Barrier = start,
+            admitted: list[bool] = admitted,
+            errors: list[Exception] = errors,
+        ) -> None:
+            start.wait()
+            for _ in range(1_000):
+                try:
+                    admitted.append(try_acquire())
+                except Exception as error:  # noqa: BLE001 - whatever it is, the caller would get it
+                    errors.append(error)
 
         threads = [threading.Thread(target=caller) for _ in range(8)]
         for thread in threads:
@@ -71,6 +81,7 @@ def threads_over_admit(library: Library) -> None:
             thread.join()
 
         expect(admitted.count(True) <= 100, f"{admitted.count(True)} of 100 admitted")
+        expect(not errors, f"a caller gets {errors[:1]!r}")
 
 
 @case(

@@ -38,9 +38,6 @@ def _breaker(
 
 
 class AioBreaker(Library):
-    name = "aiobreaker"
-    distribution = "aiobreaker"
-
     def breaker(
         self,
         *,

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
 
 class AioLimiter(Library):
-    name = "aiolimiter"
-    distribution = "aiolimiter"
-
     def limiter(self, *, calls: int, period: float) -> Limiter:
         limiter = AsyncLimiter(calls, period)
 

@@ -36,8 +36,6 @@ PERIODS = {1.0: "second", 60.0: "minute", 3600.0: "hour"}
 
 
 class AioResilience(Library):
-    name = "aioresilience"
-    distribution = "aioresilience"
     documented: ClassVar = {
         "eviction-resets-the-quota": "the documentation of `RateLimitConfig` says that the least recently used go"
     }

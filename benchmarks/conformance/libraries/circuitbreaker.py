@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 
 class CircuitBreakerLibrary(Library):
-    name = "circuitbreaker"
-    distribution = "circuitbreaker"
-
     def breaker(
         self,
         *,

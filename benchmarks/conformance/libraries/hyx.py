@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 
 class Hyx(Library):
-    name = "hyx"
-    distribution = "hyx"
-
     def breaker(
         self,
         *,

@@ -67,8 +67,6 @@ def _breaker(
 
 
 class Interlock(Library):
-    name = "interlock-cb"
-    distribution = "interlock-cb"
     documented: ClassVar = {
         "bulkhead-is-bound-to-a-loop": "the documentation of `BulkheadStrategy` says that one belongs to a single loop",
     }

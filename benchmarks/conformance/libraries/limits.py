@@ -16,9 +16,6 @@ KEY = "user"
 
 
 class Limits(Library):
-    name = "limits"
-    distribution = "limits"
-
     def limiter(self, *, calls: int, period: float) -> Limiter:
         limiter = aio.strategies.MovingWindowRateLimiter(aio.storage.MemoryStorage())
         item = RateLimitItemPerSecond(calls, int(period))

@@ -28,8 +28,6 @@ def _breaker(failures: int, recovery: float, **options: object) -> nopanic.circu
 
 
 class NoPanic(Library):
-    name = "nopanic"
-    distribution = "nopanic"
     documented: ClassVar = {
         "eviction-readmits": "the documentation of `keyed` says that an evicted open breaker starts again closed",
         "eviction-resets-the-quota": "the documentation of `keyed` says that the state of an evicted policy is dropped",
@@ -46,7 +44,9 @@ class NoPanic(Library):
         breaker = _breaker(
             failures,
             recovery,
-            on=lambda error: isinstance(error, Exception) and not (ignored and isinstance(error, ignored)),
+            on=Exception
+            if ignored is None
+            else lambda error: isinstance(error, Exception) and not isinstance(error, ignored),
             on_state_change=None if listener is None else lambda *_: listener(),
         )
         return Breaker(breaker.acall, breaker)

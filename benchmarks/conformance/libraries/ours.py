@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 class Ours(Library):
     """`resilience`, on its system clock."""
 
-    name = "stormguard"
-    distribution = "stormguard"
-
     def _breaker(self, failures: int, recovery: float, listener: Callable[[], None] | None) -> CircuitBreaker:
         return CircuitBreaker(
             failure_threshold=failures,

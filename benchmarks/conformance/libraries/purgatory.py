@@ -25,9 +25,6 @@ def _hook(tell: Callable[[], None]) -> Callable[[str, str, object], None]:
 
 
 class Purgatory(Library):
-    name = "purgatory"
-    distribution = "purgatory"
-
     def breaker(
         self,
         *,

@@ -37,9 +37,6 @@ def _breaker(
 
 
 class PyBreaker(Library):
-    name = "pybreaker"
-    distribution = "pybreaker"
-
     def breaker(
         self,
         *,

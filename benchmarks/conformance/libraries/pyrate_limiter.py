@@ -22,9 +22,6 @@ def _limiter(calls: int, period: float) -> Limiter:
 
 
 class PyrateLimiter(Library):
-    name = "pyrate-limiter"
-    distribution = "pyrate-limiter"
-
     def limiter(self, *, calls: int, period: float) -> NeutralLimiter:
         limiter = _limiter(calls, period)
         return NeutralLimiter(lambda cost: limiter.try_acquire_async(KEY, cost, blocking=False))

@@ -40,9 +40,6 @@ def _shared(decorator: Decorator) -> Callable[[Function], Awaitable[object]]:
 
 
 class PyResilience(Library):
-    name = "pyresilience"
-    distribution = "pyresilience"
-
     def breaker(
         self,
         *,

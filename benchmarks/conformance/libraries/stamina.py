@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
 
 class Stamina(Library):
-    name = "stamina"
-    distribution = "stamina"
-
     def retry(self, *, attempts: int) -> Decorator:
         return retry(
             on=Exception,

@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 
 
 class Tenacity(Library):
-    name = "tenacity"
-    distribution = "tenacity"
-
     def retry(self, *, attempts: int) -> Decorator:
         return retry(stop=stop_after_attempt(attempts), wait=wait_exponential(multiplier=1.0, max=60.0), reraise=True)
 

@@ -25,8 +25,6 @@ def _quota(calls: int, period: float) -> rate_limiter.Quota:
 
 
 class ThrottledPy(Library):
-    name = "throttled-py"
-    distribution = "throttled-py"
     documented: ClassVar = {
         "eviction-resets-the-quota": "its README says that the store drops the least recently used keys"
     }
