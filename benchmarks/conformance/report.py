@@ -52,6 +52,8 @@ $ python -m benchmarks.conformance --write
   a race that may be missed: there a pass is no proof. limits 5.8.0 fails it in some runs ("threads can only be started
   once", or one too many admitted) and passes it in others.
 * The event loop is asyncio's, since that is the one that all of them know.
+* Verdicts are those of the Python below. Before 3.12 `asyncio.wait_for` could lose a cancellation, and a library that
+  builds on it loses it too (*answer-swallows-cancellation*); its authors may fairly point at Python.
 * A report is where we found the defect told, often of a library in another language or of the standard library; the
   tests are ours. If a verdict is unfair to a library, the adapter or the test is wrong, and we want to know.
 
