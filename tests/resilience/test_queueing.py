@@ -585,9 +585,17 @@ def test_found_lock_is_counted(kind: Kind) -> None:
     lock, found = guard._lock, threading.Event()
 
     class Watched:
+        """The lock, which tells when it is found taken; guards ask it one way or the other."""
+
         def locked(self) -> bool:
             found.set()
             return True
+
+        def acquire(self, *blocking: bool) -> bool:
+            acquired = lock.acquire(*blocking)
+            if not acquired:
+                found.set()
+            return acquired
 
         def __enter__(self) -> None:
             lock.acquire()
@@ -595,7 +603,9 @@ def test_found_lock_is_counted(kind: Kind) -> None:
         def __exit__(self, *error: object) -> None:
             lock.release()
 
-    guard._lock = Watched()  # type: ignore[assignment]
+    watched = Watched()
+    guard._lock = watched  # type: ignore[assignment]
+    guard._try_lock = watched.acquire  # type: ignore[assignment]
     with lock:
         thread = threading.Thread(target=guard.try_admit)
         thread.start()
