@@ -34,6 +34,7 @@ class LayerKind(enum.Enum):
     DEADLINE = "deadline"
     FALLBACK = "fallback"
     HEDGE = "hedge"
+    CHAOS = "chaos"
     POLICY = "policy"
     OTHER = "other"
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SUBSCRIBERS",
+    "ChaosInjected",
     "Event",
     "EventQueue",
     "FellBack",
@@ -116,8 +117,29 @@ class LimitChanged:
     at_ns: int
 
 
+@attrs.frozen(kw_only=True)
+class ChaosInjected:
+    """A call is made to go wrong on purpose, by a "latency" of `delay` seconds, a "fault", a "result" or a "hang".
+
+    `error` is the type of a fault.
+    """
+
+    name: str
+    kind: str
+    delay: float | None = None
+    error: str | None = None
+
+
 Event: TypeAlias = (
-    StateChanged | Rejected | RetryScheduled | HedgeStarted | FellBack | StormStarted | StormEnded | LimitChanged
+    StateChanged
+    | Rejected
+    | RetryScheduled
+    | HedgeStarted
+    | FellBack
+    | StormStarted
+    | StormEnded
+    | LimitChanged
+    | ChaosInjected
 )
 
 

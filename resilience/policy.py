@@ -90,6 +90,10 @@ class Policy(Layer):
         return f"Policy({', '.join(map(repr, self.layers))})"
 
 
+# A nested policy has been judged by itself, a layer of a user's own may only watch, and one chaos adds to another.
+_FINE_INSIDE_CHAOS = (LayerKind.POLICY, LayerKind.OTHER, LayerKind.CHAOS)
+
+
 def _doubts(layers: tuple[Layer, ...]) -> Iterator[str]:
     """Yield what is doubtful about an order, a sentence for each pair of layers."""
     for (outer_at, outer), (inner_at, inner) in itertools.combinations(enumerate(layers), 2):
@@ -110,6 +114,8 @@ def _doubt(outer: Layer, inner: Layer, *, between: tuple[Layer, ...], inside: tu
             # Of two that begin together the outer one is first, if only by the time it takes to get to the inner one.
             again = ", so that nothing that took too long is tried again" if _has(LayerKind.RETRY, between) else ""
             return f"the time is over before the inner one can end anything{again}"
+        case LayerKind.CHAOS, kind if not between and kind not in _FINE_INSIDE_CHAOS:
+            return "the inner one never hears of what it injects"
         case _:
             return None
 

@@ -26,6 +26,7 @@ from resilience import (
     Strategy,
     Timeout,
 )
+from resilience.testing import Chaos, ChaosStatistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
@@ -196,6 +197,25 @@ async def blocks(guard: Guard) -> None:
         pass
     async with Retry(3):  # type: ignore[attr-defined]
         pass
+
+
+async def harmed() -> None:
+    """See what Chaos takes, and that it leaves types as they are."""
+    chaos = Chaos(
+        latency=(0.1, 0.5), fault=ConnectionError, fault_rate=lambda: 0.5, result=None, result_rate=0.1, random=7
+    )
+    assert_type(await chaos(fetch)("url", attempts=1), bytes)
+    assert_type(await chaos.call(fetch, "url"), bytes)
+    assert_type(chaos(tokens)("prompt"), "AsyncIterator[str]")
+    assert_type(chaos.statistics(), ChaosStatistics)
+    chaos.update(hang_rate=0.1, latency=lambda: 0.5, fault=lambda: KeyError("key"))
+    with chaos.enable(), chaos.disable():
+        assert_type(chaos.seed, int | None)
+
+    chaos.update(rate=0.5)  # type: ignore[call-arg]
+    chaos.update(fault_rate="often")  # type: ignore[arg-type]
+    Chaos(fault=KeyError("shared"))  # type: ignore[arg-type]
+    Chaos(latency=(0.1, 0.2, 0.3))  # type: ignore[arg-type]
 
 
 def composed() -> None:

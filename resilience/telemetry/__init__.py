@@ -7,6 +7,7 @@ Exporters read statistics when they are scraped, so that a guard nobody looks at
 from __future__ import annotations
 
 from resilience.events import (
+    ChaosInjected,
     Event,
     FellBack,
     HedgeStarted,
@@ -20,6 +21,7 @@ from resilience.events import (
 )
 
 __all__ = [
+    "ChaosInjected",
     "Event",
     "FellBack",
     "HedgeStarted",

@@ -53,6 +53,7 @@ class Kind(enum.StrEnum):
     TIMEOUT = "timeout"
     FALLBACK = "fallback"
     HEDGE = "hedge"
+    CHAOS = "chaos"
     OTHER = "other"
     DEQUE = "deque"
     KEYED = "keyed"
@@ -287,6 +288,14 @@ METRICS: tuple[Metric, ...] = (
         "Retries and hedges that could be paid for now.",
     ),
     _metric("fallback.fallbacks", _COUNTER, "{call}", One("fell_back"), (Kind.FALLBACK,), "Calls that fell back."),
+    _metric(
+        "chaos.calls", _COUNTER, "{call}", One("calls"), (Kind.CHAOS,), "Calls that came while chaos was enabled.",
+    ),
+    _metric(
+        "chaos.injections", _COUNTER, "{injection}",
+        Labelled("injection", ("latencies", "hangs", "faults", "results")), (Kind.CHAOS,),
+        "Calls made to go wrong, by how.",
+    ),
     _metric("timeout.timeouts", _COUNTER, "{call}", One("timed_out"), (Kind.TIMEOUT,), "Calls that were ended."),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""For your tests as well as ours: time that moves when you say so, and proofs that cover every schedule.
+"""For your tests as well as ours: time that moves when you say so, calls that go wrong, proofs of every schedule.
 
 Here are the names that cost little to import. The instruments that drive event loops and threads are modules of their
 own: `seeded_asyncio`, `seeded_trio`, `interleaving`.
@@ -6,6 +6,7 @@ own: `seeded_asyncio`, `seeded_trio`, `interleaving`.
 
 from __future__ import annotations
 
+from resilience.testing.chaos import Chaos, ChaosStatistics
 from resilience.testing.linearizability import (
     History,
     Model,
@@ -22,6 +23,8 @@ from resilience.testing.virtual_time import Faults
 
 __all__ = [
     "PCT",
+    "Chaos",
+    "ChaosStatistics",
     "DeadlockError",
     "Exhaustive",
     "Faults",

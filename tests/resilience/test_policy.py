@@ -33,7 +33,8 @@ from resilience import (
     Vegas,
 )
 from resilience.layer import Layer
-from tests.resilience.layers import Noting
+from resilience.testing import Chaos
+from tests.resilience.layers import Again, Noting
 
 if TYPE_CHECKING:
     from resilience.fusing import Runner
@@ -136,6 +137,10 @@ DOUBTFUL = {
         (Deadline(1.0), Timeout(2.0)),
         ["Deadline outside Timeout: the time is over before the inner one can end anything"],
     ),
+    "chaos-outside-what-it-is-to-test": (
+        (Retry(3), Chaos(name="flaky"), CircuitBreaker(name="api"), Bulkhead(1)),
+        ["Chaos 'flaky' outside CircuitBreaker 'api': the inner one never hears of what it injects"],
+    ),
     "several": (
         (CircuitBreaker(name="api"), Timeout(1.0), Retry(2), Timeout(3.0)),
         [
@@ -194,6 +199,8 @@ SENSIBLE: dict[str, tuple[Layer, ...]] = {
     "deadline-that-began-earlier": (Timeout(2.0), Deadline(2.0)),
     "timeout-without-seconds-inside": (Timeout(2.0), Odd()),
     "timeout-without-seconds-outside": (Odd(), Timeout(2.0)),
+    "chaos-innermost": (Timeout(1.0), Retry(3), CircuitBreaker(), Chaos(hang_rate=0.1), Chaos(latency=1.0)),
+    "chaos-outside-layers-of-users": (Chaos(), Again([]), Policy(Retry(3))),
     "nothing": (),
 }
 

@@ -22,7 +22,7 @@ from resilience import (
     Timeout,
 )
 from resilience.telemetry.metrics import Kind
-from resilience.testing import ManualClock
+from resilience.testing import Chaos, ManualClock
 
 if TYPE_CHECKING:
     from resilience.clock import Clock
@@ -86,6 +86,8 @@ def one_of_each() -> dict[Kind, Watchable]:
     assert hosts["a.example"].try_acquire()
     budget = RetryBudget(name="budget", clock=clock)
     assert budget.try_spend()
+    chaos = Chaos(name="chaos", result=None, clock=clock)
+    chaos(len)("injected")
     own = Own("own", clock=clock)
     own.admit()
     return {
@@ -98,6 +100,7 @@ def one_of_each() -> dict[Kind, Watchable]:
         Kind.TIMEOUT: Timeout(1.0, name="timeout", clock=clock),
         Kind.FALLBACK: Fallback(None, name="fallback"),
         Kind.HEDGE: Hedge(0.25, name="hedge", clock=clock),
+        Kind.CHAOS: chaos,
         Kind.OTHER: own,
         Kind.DEQUE: queue,
         Kind.KEYED: hosts,

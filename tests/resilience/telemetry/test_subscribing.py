@@ -24,6 +24,7 @@ from resilience import (
     StormGuard,
 )
 from resilience.telemetry import (
+    ChaosInjected,
     Event,
     FellBack,
     HedgeStarted,
@@ -35,7 +36,7 @@ from resilience.telemetry import (
     StormStarted,
     subscribe,
 )
-from resilience.testing import ManualClock
+from resilience.testing import Chaos, ManualClock
 from tests.documents import ROOT
 
 if TYPE_CHECKING:
@@ -136,6 +137,15 @@ def _falling_back() -> Scene:
     return fallback, act
 
 
+def _injecting() -> Scene:
+    chaos = Chaos(result="another")
+
+    async def act() -> None:
+        assert await chaos.call(_fail) == "another"
+
+    return chaos, act
+
+
 SCENES: dict[type, Callable[[], Scene]] = {
     StateChanged: _tripping,
     Rejected: _refusing,
@@ -145,6 +155,7 @@ SCENES: dict[type, Callable[[], Scene]] = {
     StormStarted: _storming,
     StormEnded: _calming,
     LimitChanged: _learning,
+    ChaosInjected: _injecting,
 }
 
 
