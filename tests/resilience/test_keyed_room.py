@@ -205,7 +205,7 @@ def test_law_of_calls_to_come_catches_runners_that_hold_the_parts_alone(
     call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that holds no more than the parts of a Policy is seen: the Policy is dropped, and made anew."""
-    monkeypatch.setattr(fusing, "_holding", lambda _, run: run)
+    monkeypatch.setattr(fusing, "holding", lambda _, run: run)
     assert_caught(lambda: law_of_calls_to_come(call, LAYERS["guards"]))
 
 
