@@ -68,7 +68,7 @@ def test_the_core_needs_few_libraries(metadata: Message) -> None:
 def test_the_extras_are_the_promised_ones(metadata: Message) -> None:
     """The names under which users and documents ask for more."""
     assert set(metadata.get_all("Provides-Extra", [])) == {
-        "all", "bench", "cli", "dev", "docs", "ed25519", "otel", "peers", "postgres", "prometheus", "redis", "server",
+        "all", "bench", "cli", "dev", "docs", "ed25519", "mutate", "otel", "peers", "postgres", "prometheus", "redis", "server",
     }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_all_means_every_extra_of_the_library() -> None:
 
     named = set(everything.removeprefix("stormguard[").removesuffix("]").split(","))
 
-    assert named == set(extras) - {"all", "bench", "dev", "docs", "peers"}
+    assert named == set(extras) - {"all", "bench", "dev", "docs", "mutate", "peers"}
 
 
 def test_the_version_is_told_in_the_changelog() -> None:
