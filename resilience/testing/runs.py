@@ -14,15 +14,12 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
-import importlib.util
-import inspect
 import itertools
 import sys
 import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import attrs
@@ -65,31 +62,6 @@ def told(step: Step) -> str:
     return f"{what}{f', line {line}' if line else ''}, as number {name} at {at_ns / 10**9:.9g} s"
 
 
-#: Not where a body stands, but what it stands on.
-_LIBRARIES = tuple(
-    str(Path(spec.origin).parent)
-    for spec in map(importlib.util.find_spec, ("asyncio", "anyio", "trio"))
-    if spec is not None and spec.origin is not None
-)
-
-
-def standing(coroutine: object) -> tuple[str, int]:
-    """Return the innermost function that a coroutine awaits, libraries of event loops apart, and the line there."""
-    name = getattr(coroutine, "__qualname__", type(coroutine).__qualname__)
-    line, theirs = 0, False
-    while coroutine is not None:
-        if inspect.iscoroutine(coroutine):
-            frame, coroutine = coroutine.cr_frame, coroutine.cr_await
-        elif inspect.isgenerator(coroutine):
-            frame, coroutine = coroutine.gi_frame, coroutine.gi_yieldfrom
-        else:
-            break
-        if frame is not None and not (theirs and frame.f_code.co_filename.startswith(_LIBRARIES)):
-            name, line = frame.f_code.co_qualname, frame.f_lineno or 0
-            theirs = not frame.f_code.co_filename.startswith(_LIBRARIES)
-    return name, line
-
-
 class Recorder:
     """Asks a schedule, and puts down what it says and what is done about it."""
 
@@ -113,13 +85,10 @@ class Recorder:
         """Put down a step; NoProgressError if there have been too many."""
         self.steps.append(step)
         if len(self.steps) > self.max_steps:
-            raise self.no_progress()
-
-    def no_progress(self) -> NoProgressError:
-        """Return the error that tells what the run has been busy with."""
-        last = Counter(told(each).partition(", as number ")[0] for each in self.steps[-1000:]).most_common(3)
-        most = "; ".join(f"{what} ({times}x)" for what, times in last)
-        return NoProgressError(f"no end after {self.max_steps} steps; of the last 1000, most were {most}")
+            last = Counter(told(each).partition(", as number ")[0] for each in self.steps[-1000:]).most_common(3)
+            most = "; ".join(f"{what} ({times}x)" for what, times in last)
+            msg = f"no end after {self.max_steps} steps; of the last 1000, most were {most}"
+            raise NoProgressError(msg)
 
 
 @attrs.frozen(eq=False)

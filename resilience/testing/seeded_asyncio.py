@@ -19,14 +19,18 @@ from __future__ import annotations
 import asyncio
 import functools
 import heapq
+import inspect
 import itertools
 import math
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import anyio
 
 from resilience.machines.checks import positive_int
 from resilience.testing import runs
-from resilience.testing.runs import DeadlockError, Recorder, Run, refused, shut_off, standing
+from resilience.testing.runs import DeadlockError, Recorder, Run, refused, shut_off
 from resilience.testing.schedules import Random
 from resilience.testing.virtual_time import NO_FAULTS, Faults, VirtualTime
 
@@ -44,6 +48,7 @@ T = TypeVar("T")
 #: What asyncio's own clock resolves; its timers fire up to this much early.
 _RESOLUTION_NS = 1
 _CLEANING_STEPS = 10_000
+_LIBRARIES = tuple(str(Path(str(module.__file__)).parent) for module in (asyncio, anyio))
 
 
 def run(
@@ -224,7 +229,7 @@ class SeededLoop(asyncio.BaseEventLoop):
 
     def _everybody_waits(self) -> str:
         waiting = sorted(
-            (self._numbers.get(task, -1), f"{task.get_name()}, {'{}, line {}'.format(*standing(task.get_coro()))}")
+            (self._numbers.get(task, -1), f"{task.get_name()}, {'{}, line {}'.format(*_standing(task.get_coro()))}")
             for task in asyncio.all_tasks(self)
         )
         return f"everybody waits, and nothing is due: {'; '.join(text for _, text in waiting)}"
@@ -280,4 +285,21 @@ def _whereabouts(handle: asyncio.Handle) -> tuple[str, int]:
         while isinstance(callback, functools.partial):
             callback = callback.func
         return getattr(callback, "__qualname__", type(callback).__qualname__), 0
-    return standing(task.get_coro())
+    return _standing(task.get_coro())
+
+
+def _standing(coroutine: object) -> tuple[str, int]:
+    """Return the innermost function that a coroutine awaits, libraries of event loops apart, and the line there."""
+    name = getattr(coroutine, "__qualname__", type(coroutine).__qualname__)
+    line, theirs = 0, False
+    while coroutine is not None:
+        if inspect.iscoroutine(coroutine):
+            frame, coroutine = coroutine.cr_frame, coroutine.cr_await
+        elif inspect.isgenerator(coroutine):
+            frame, coroutine = coroutine.gi_frame, coroutine.gi_yieldfrom
+        else:
+            break
+        if frame is not None and not (theirs and frame.f_code.co_filename.startswith(_LIBRARIES)):
+            name, line = frame.f_code.co_qualname, frame.f_lineno or 0
+            theirs = not frame.f_code.co_filename.startswith(_LIBRARIES)
+    return name, line
