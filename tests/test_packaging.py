@@ -68,7 +68,8 @@ def test_the_core_needs_few_libraries(metadata: Message) -> None:
 def test_the_extras_are_the_promised_ones(metadata: Message) -> None:
     """The names under which users and documents ask for more."""
     assert set(metadata.get_all("Provides-Extra", [])) == {
-        "all", "bench", "cli", "dev", "docs", "ed25519", "mutate", "otel", "peers", "postgres", "prometheus", "redis", "server",
+        "all", "bench", "cli", "dev", "docs", "ed25519", "mutate", "otel", "peers", "postgres", "prometheus", "redis",
+        "server",
     }  # fmt: skip
 
 
