@@ -25,7 +25,7 @@ import attrs
 from resilience.clock import Clock, SystemClock
 from resilience.events import EventQueue, Section
 from resilience.machines.checks import positive_int, string
-from resilience.parking import Waiter, async_waiter
+from resilience.parking import TaskWaiter, async_waiter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -64,7 +64,7 @@ class DequeStatistics:
 class _Getter:
     """A parked task that wants an item from one end."""
 
-    waiter: Waiter
+    waiter: TaskWaiter
     left: bool
 
 
@@ -72,7 +72,7 @@ class _Getter:
 class _Putter(Generic[T]):
     """A parked task that wants room at one end. `entry` is its item once that lies in the deque, with its place."""
 
-    waiter: Waiter
+    waiter: TaskWaiter
     left: bool
     item: T
     entry: tuple[int, T] | None = None
@@ -501,7 +501,7 @@ class AsyncGuardedDeque(Generic[T]):
             self._match()
         return entry[1]
 
-    async def _park(self, waiter: Waiter, abandon: Callable[[], None]) -> None:
+    async def _park(self, waiter: TaskWaiter, abandon: Callable[[], None]) -> None:
         """Wait until served, or until the deque is closed; if that ends in any other way, undo the wait."""
         try:
             await waiter.wait(self.clock, None)

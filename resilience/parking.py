@@ -2,8 +2,9 @@
 
 Rules of this module:
 
-* A `Waiter` is one parked task or thread. Anybody may `wake` it, from anywhere; a wake-up is sticky (one that comes
-  before the wait is not lost) and waking twice is waking once. `wake` says False if the waiter's loop has closed.
+* A `Waiter` is one parked task or thread, or a place that is kept for nobody. Anybody may `wake` it, from anywhere; a
+  wake-up is sticky (one that comes before the wait is not lost) and waking twice is waking once. `wake` says False if
+  the waiter's loop has closed.
 * A `ParkingQueue` is a FIFO queue of waiters. In each place (an event loop, or a thread) its first waiter is the
   *leader*, the only one there that waits on the clock; when it leaves, the next is woken to lead.
 * Nothing here decides anything, and nothing here is locked: the owner holds its own lock around every method of the
@@ -19,7 +20,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from resilience.clock import CallbackClock, Clock, SystemClock, seconds
 
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 
     import trio
 
-__all__ = ["ParkingQueue", "Waiter", "async_waiter", "running_loop", "thread_waiter"]
+__all__ = ["ParkingQueue", "TaskWaiter", "ThreadWaiter", "Waiter", "async_waiter", "running_loop", "thread_waiter"]
 
 
 class Waiter:
-    """One parked task or thread.
+    """A place in a queue, at which a task or a thread is parked, or nobody.
 
     `place` is the event loop or the thread that it waits in. `value` and `granted` belong to the owner of the queue.
     """
@@ -50,18 +51,13 @@ class Waiter:
 
     def wake(self) -> bool:
         """Wake the waiter, from any thread; return False if it can no longer be woken, since its loop has ended."""
-        raise NotImplementedError
-
-    async def wait(self, clock: Clock, delay_ns: int | None) -> None:
-        """Suspend until woken, or until `delay_ns` have passed on `clock`. A checkpoint."""
-        raise NotImplementedError
-
-    def wait_blocking(self, clock: Clock, delay_ns: int | None) -> None:
-        """Block until woken, or until `delay_ns` have passed on `clock`."""
-        raise NotImplementedError
+        # Nobody is parked here.
+        return True
 
 
-class _ThreadWaiter(Waiter):
+class ThreadWaiter(Waiter):
+    """A parked thread."""
+
     __slots__ = ("_event",)
 
     def __init__(self) -> None:
@@ -69,10 +65,12 @@ class _ThreadWaiter(Waiter):
         self._event = threading.Event()
 
     def wake(self) -> bool:
+        """Wake the thread. It always can be woken."""
         self._event.set()
         return True
 
     def wait_blocking(self, clock: Clock, delay_ns: int | None) -> None:
+        """Block until woken, or until `delay_ns` have passed on `clock`."""
         if delay_ns is None:
             self._event.wait()
         elif type(clock) is SystemClock:
@@ -176,6 +174,10 @@ class _TrioWaiter(Waiter):
         self._event = trio.Event()
 
 
+TaskWaiter: TypeAlias = _AsyncioWaiter | _TrioWaiter
+"""A parked task. `wait` suspends it until woken, or until `delay_ns` have passed on `clock`. A checkpoint."""
+
+
 async def _wait_on(
     clock: Clock, delay_ns: int, wake: Callable[[], object], signal: asyncio.Future[None] | trio.Event
 ) -> None:
@@ -209,7 +211,7 @@ def running_loop() -> bool:
     return False
 
 
-def async_waiter() -> Waiter:
+def async_waiter() -> TaskWaiter:
     """Return a waiter for the calling task; RuntimeError where no event loop runs."""
     if "trio" in sys.modules:
         import trio
@@ -221,9 +223,9 @@ def async_waiter() -> Waiter:
     return _AsyncioWaiter(asyncio.get_running_loop(), asyncio._get_running_loop)  # noqa: SLF001 - as above
 
 
-def thread_waiter() -> Waiter:
+def thread_waiter() -> ThreadWaiter:
     """Return a waiter for the calling thread."""
-    return _ThreadWaiter()
+    return ThreadWaiter()
 
 
 W = TypeVar("W", bound=Waiter)

@@ -26,6 +26,7 @@ from resilience.remains import EVERYTHING, Everything, Remains
 if TYPE_CHECKING:
     from resilience.clock import Clock
     from resilience.errors import RejectedError
+    from resilience.parking import TaskWaiter, ThreadWaiter
 
 __all__ = ["RateLimiter", "Reservation"]
 
@@ -431,7 +432,7 @@ class RateLimiter(Guard):
                 return None, None
             return None, max(0, self._bucket.ready_at(head.units) - now_ns)
 
-    async def _park(self, waiter: Waiter) -> bool:
+    async def _park(self, waiter: TaskWaiter | _Reserved) -> bool:
         try:
             while True:
                 through, delay_ns = self._turn(waiter)
@@ -445,7 +446,7 @@ class RateLimiter(Guard):
             self._abandon(waiter)
             raise
 
-    def _park_blocking(self, waiter: Waiter) -> bool:
+    def _park_blocking(self, waiter: ThreadWaiter) -> bool:
         try:
             while True:
                 through, delay_ns = self._turn(waiter)
@@ -508,9 +509,6 @@ class _Scheduled(_Place):
 
     __slots__ = ()
 
-    def wake(self) -> bool:
-        return True
-
 
 class _Reserved(_Place):
     """A place that may be waited at, and given up."""
@@ -519,7 +517,7 @@ class _Reserved(_Place):
 
     def __init__(self) -> None:
         super().__init__()
-        self.parked: Waiter | None = None
+        self.parked: TaskWaiter | None = None
         self.state: str = "waiting"
 
     @property

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilience.guarded_deque import Overflow, _Getter, _Putter
-    from resilience.parking import Waiter
+    from resilience.parking import TaskWaiter
 
 Queue: TypeAlias = AsyncGuardedDeque[int]
 Step: TypeAlias = tuple[str, int, int]
@@ -523,7 +523,7 @@ class _SameEnd(Queue):
 class _Swallowing(Queue):
     """DQ6: a cancellation that comes after the item is swallowed."""
 
-    async def _park(self, waiter: Waiter, abandon: Callable[[], None]) -> None:
+    async def _park(self, waiter: TaskWaiter, abandon: Callable[[], None]) -> None:
         def give_in() -> None:
             if not any(getter.waiter is waiter for getter in self._handed):
                 abandon()

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilience import SystemClock
-from resilience.parking import ParkingQueue, Waiter, async_waiter, running_loop, thread_waiter
+from resilience.parking import ParkingQueue, TaskWaiter, Waiter, async_waiter, running_loop, thread_waiter
 from resilience.testing import ManualClock
 from tests.resilience.support import Crew, SleepingClock, assert_caught, both_loops, in_thread, run, settle, until
 
@@ -215,7 +215,7 @@ async def test_wake_up_from_another_thread_arrives() -> None:
 def test_waiter_of_an_ended_loop_cannot_be_woken(backend: str) -> None:
     """Whoever wakes it is told so, from the loop's own thread or another, inside another loop or outside of any."""
 
-    async def make() -> Waiter:
+    async def make() -> TaskWaiter:
         return async_waiter()
 
     waiter = run(backend, make)
@@ -232,7 +232,7 @@ def test_waiter_of_an_ended_loop_cannot_be_woken(backend: str) -> None:
 def test_loop_that_moved_to_another_thread_is_woken_there() -> None:
     """RL6: a wake-up from the thread that a loop once ran in reaches the loop where it runs now."""
     loop = asyncio.new_event_loop()
-    waiters: list[Waiter] = []
+    waiters: list[TaskWaiter] = []
     started = threading.Event()
 
     async def park() -> None:
@@ -296,15 +296,9 @@ def test_async_waiter_needs_an_event_loop() -> None:
         async_waiter()
 
 
-def test_base_waiter_does_nothing() -> None:
-    """The base class says what a waiter does, and leaves it to its children."""
-    waiter = Waiter("place")
-    with pytest.raises(NotImplementedError):
-        waiter.wake()
-    with pytest.raises(NotImplementedError):
-        waiter.wait_blocking(SystemClock(), None)
-    with pytest.raises(NotImplementedError):
-        waiter.wait(SystemClock(), None).send(None)
+def test_place_that_is_kept_for_nobody_is_woken_in_vain() -> None:
+    """It is served like any other: only who can never run again is passed over."""
+    assert Waiter("place").wake()
 
 
 def test_libraries_that_nobody_imported_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:

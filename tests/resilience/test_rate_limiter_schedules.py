@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilience.clock import MonotoneLine
-    from resilience.parking import Waiter
+    from resilience.parking import TaskWaiter, Waiter
+    from resilience.rate_limiter import _Reserved
 
 RATE, CAPACITY = 1, 3
 EIGHTH = Fraction(1, 8)
@@ -250,7 +251,7 @@ class _Barging(RateLimiter):
 class _Swallowing(RateLimiter):
     """A mutant: makes a refusal of a cancellation."""
 
-    async def _park(self, waiter: Waiter) -> bool:
+    async def _park(self, waiter: TaskWaiter | _Reserved) -> bool:
         try:
             return await super()._park(waiter)
         except GeneratorExit:
