@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -320,13 +321,47 @@ def test_the_program_plays_several_receivers_and_reports(program: subprocess.Pop
     assert program.returncode == 0
 
 
-@pytest.mark.parametrize("mode", ["nonsense", "/a", "/a=strange", "/a=flaky,fail_rate=often", "a=dead"])
-def test_the_program_refuses_a_mode_that_cannot_be(mode: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        *(
+            (("--mode", mode), said)
+            for mode, said in (
+                ("nonsense", "mode"),
+                ("/a", "mode"),
+                ("/a=strange", "strange"),
+                ("/a=flaky,fail_rate=often", "fail_rate"),
+                ("a=dead", "mode"),
+            )
+        ),
+        (("--port", "65536"), "port must be a whole number from 0 to 65535, not 65536"),
+        (("--port", "-1"), "not -1"),
+        (("--secret", "hunter2"), "a secret must start with"),
+        (("--keep", "-1"), "keep must be a whole number of at least 0, or None, not -1"),
+    ],
+)
+def test_the_program_refuses_what_cannot_be(
+    arguments: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A mistake on the command line is one sentence and exit code 2."""
     with pytest.raises(SystemExit) as caught:
-        main(["--mode", mode])
+        main(arguments)
+
     assert caught.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+    assert named in capsys.readouterr().err
+
+
+def test_the_program_names_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    """A port that somebody else listens on is one sentence that names it, and exit code 1."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        assert main(["--port", str(port)]) == 1
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1
+    assert f"cannot listen on 127.0.0.1:{port}: " in said.err
 
 
 def test_paths_without_a_mode_are_healthy() -> None:

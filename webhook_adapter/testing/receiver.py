@@ -81,17 +81,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
     try:
-        modes = dict(_parse_mode(text) for text in given.mode)
+        switchboard = Switchboard(dict(_parse_mode(text) for text in given.mode))
+        receiver = Receiver(
+            switchboard, secret=given.secret, keep=given.keep, port=given.port, control=switchboard.control
+        )
     except ValueError as exc:
         parser.error(str(exc))
-    anyio.run(_run, Switchboard(modes), given.port, tuple(given.secret), given.keep)
+    switchboard.records = receiver.records
+    try:
+        anyio.run(_run, receiver)
+    except OSError as exc:
+        print(f"{parser.prog}: error: {exc.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
-async def _run(switchboard: Switchboard, port: int, secrets: tuple[str, ...], keep: int) -> None:
+async def _run(receiver: Receiver) -> None:
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        receiver = Receiver(switchboard, secret=secrets, keep=keep, port=port, control=switchboard.control)
-        switchboard.records = receiver.records
         async with receiver:
             _print({"port": receiver.port, "url": receiver.url})
             async for _ in signals:

@@ -38,6 +38,7 @@ Script: TypeAlias = Callable[[ReceivedRequest], Reply] | Sequence[Reply] | Reply
 
 _MAX_HEAD = 64 * 1024
 _CHUNK = 64 * 1024
+_MAX_PORT = 65_535
 _BAD_REQUEST = Reply(400, close=True)
 _UNVERIFIED = Reply(401)
 _PART_OF_HEADERS = b"HTTP/1.1 200 OK\r\nServer: rec"
@@ -83,6 +84,8 @@ class Receiver:
     ) -> None:
         if keep is not None and (type(keep) is not int or keep < 0):
             raise ValueError(f"keep must be a whole number of at least 0, or None, not {keep!r}")
+        if type(port) is not int or not 0 <= port <= _MAX_PORT:
+            raise ValueError(f"port must be a whole number from 0 to {_MAX_PORT}, not {port!r}")
         self.records = Records(keep)
         self._script = _as_function(script)
         given = () if secret is None else (secret,) if isinstance(secret, str) else tuple(secret)
@@ -96,7 +99,11 @@ class Receiver:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            multi = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self._port)
+            try:
+                multi = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self._port)
+            except OSError as exc:
+                # The system's own words do not say which port.
+                raise OSError(exc.errno, f"cannot listen on 127.0.0.1:{self._port}: {exc.strerror}") from exc
             await stack.enter_async_context(multi)
             self._port = int(multi.extra(anyio.abc.SocketAttribute.local_port))  # noqa: S610 - not Django's
             listener: anyio.abc.Listener[anyio.abc.ByteStream] = multi
