@@ -90,7 +90,8 @@ async def test_what_was_durable_survives_kill_9(path: Path) -> None:
 
 def test_telling_before_the_commit_is_caught(path: Path) -> None:
     """A mutant that answers before its commit loses what it has told."""
-    accepted, _ = run_and_kill(path, 0, 4, "too-early")
+    # "ready", and the first message: how many come in the same commit is up to the machine.
+    accepted, _ = run_and_kill(path, 0, 2, "too-early")
     assert accepted
     with closing(sqlite3.connect(path)) as raw:
         assert not accepted & {row[0] for row in raw.execute("SELECT id FROM webhook_messages")}
