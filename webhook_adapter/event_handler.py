@@ -8,9 +8,9 @@ has room. Every event is counted exactly once.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
+import uuid
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
@@ -18,6 +18,7 @@ import anyio
 import attrs
 
 from resilience import Coalescer, Fate, RateLimiter, StormGuard, SystemClock
+from resilience.machines.checks import instance, positive_int
 from webhook_adapter.model import check_event_type, encode_body
 from webhook_adapter.store import StoreUnavailableError
 
@@ -45,9 +46,23 @@ _GRACE = 5.0
 class Notifier(Protocol):
     """What the handler asks of a WebhookService."""
 
-    async def send_webhook_notification(self, event_type: str, data: JsonValue, *, delay: float = 0.0) -> Message:
-        """Accept an event durably; no attempt starts before `delay` seconds have passed."""
+    async def send_webhook_notification(
+        self, event_type: str, data: JsonValue, *, delay: float = 0.0, idempotency_key: str | None = None
+    ) -> Message:
+        """Accept an event durably, once for each key; no attempt starts before `delay` seconds have passed."""
         ...
+
+
+@attrs.frozen
+class _Held:
+    """An event that was held and is handed over now.
+
+    Should that be cancelled, nobody knows whether it was accepted: under its own key it is accepted once, however often
+    it is tried.
+    """
+
+    event: _Event
+    key: str = attrs.field(factory=lambda: f"held-{uuid.uuid4()}")
 
 
 @attrs.frozen(kw_only=True)
@@ -83,8 +98,8 @@ class WebhookEventHandler:
             "coalesce" holds what the storm guard refuses, merged by `key`, until there is room for it, and defers what
             only the limiter has no token for.
         pattern: the events to subscribe to; by default all.
-        key: with "coalesce", what an event is about, given its type and data; by default only events that say exactly
-            the same are about the same.
+        key: with "coalesce", what an event is about, given its type and data; by default only events whose JSON is
+            the same to the letter are about the same.
         merge: with "coalesce", returns the data that stand for both, given those held and those that have just come, of
             events with one key; by default the newer ones. The type is the newer one's.
         max_held: with "coalesce", how many are held; what would be one more is deferred.
@@ -122,15 +137,20 @@ class WebhookEventHandler:
         self._clock: Clock = SystemClock() if clock is None else clock
         self._service = webhook_service
         self._limiter = RateLimiter(rate, capacity, name="events", clock=self._clock)
-        self._storm = StormGuard(name="events", clock=self._clock) if storm is None else storm
+        if storm is None:
+            storm = StormGuard(name="events", clock=self._clock)
+        elif instance("storm", storm, StormGuard).surplus is not None and overflow == "coalesce":
+            raise ValueError(f'storm must have no surplus of its own, with overflow="coalesce", not {storm.surplus!r}')
+        self._storm = storm
         self._overflow: Overflow = overflow
-        self._key = _content if key is None else key
+        self._key = key
+        positive_int("max_held", max_held)
         self._coalescer: Coalescer[Hashable, _Event] | None = None
         if overflow == "coalesce":
-            self._coalescer = Coalescer(self._storm, merge=_merging(merge), max_keys=max_held)
+            self._coalescer = Coalescer(storm, merge=_merging(merge), max_keys=max_held)
         self._releasing: AsyncExitStack | None = None
-        # What has been taken from the coalescer and not been accepted yet.
-        self._in_hand: list[_Event] = []
+        # What has been taken from the coalescer and has not been accepted yet.
+        self._in_hand: _Held | None = None
         self._lock = threading.Lock()
         self._received = self._delivered = self._deferred = self._merged = self._dropped = self._failed = 0
         self._unsubscribe: Callable[[], None] = event_bus.subscribe(pattern, self.handle)
@@ -162,9 +182,9 @@ class WebhookEventHandler:
         if self._releasing is None:
             raise RuntimeError('a handler with overflow="coalesce" must be entered first: async with handler:')
         # Here, where the publisher can be told, and not when it is released.
-        encode_body(check_event_type(event_type), 0.0, event_data)
+        body = encode_body(check_event_type(event_type), 0.0, event_data)
         event = (event_type, event_data)
-        fate = coalescer.submit(event, self._key(event_type, event_data))
+        fate = coalescer.submit(event, body if self._key is None else self._key(event_type, event_data))
         with self._lock:
             self._received += 1
             self._merged += fate is Fate.MERGED
@@ -182,8 +202,8 @@ class WebhookEventHandler:
             self._count_failed()
             raise
 
-    async def _send(self, event: _Event, delay: float, *, admitted: bool) -> None:
-        await self._service.send_webhook_notification(*event, delay=delay)
+    async def _send(self, event: _Event, delay: float, *, admitted: bool, key: str | None = None) -> None:
+        await self._service.send_webhook_notification(*event, delay=delay, idempotency_key=key)
         with self._lock:
             self._delivered += admitted
             self._deferred += not admitted
@@ -223,15 +243,15 @@ class WebhookEventHandler:
 
     async def _release(self, coalescer: Coalescer[Hashable, _Event]) -> None:
         async for each in coalescer:
-            self._in_hand = [each.event]
-            await self._hand_over(each.event, patiently=True)
-            self._in_hand = []
+            self._in_hand = _Held(each.event)
+            await self._hand_over(self._in_hand, patiently=True)
+            self._in_hand = None
 
     async def _drain(self) -> None:
-        left = self._in_hand
+        left = [] if self._in_hand is None else [self._in_hand]
+        self._in_hand = None
         if self._coalescer is not None:
-            left += [each.event for each in self._coalescer.drain()]
-        self._in_hand = []
+            left += [_Held(each.event) for each in self._coalescer.drain()]
         try:
             with anyio.CancelScope(shield=True), self._clock.fail_after(_GRACE):
                 while left:
@@ -242,20 +262,17 @@ class WebhookEventHandler:
                 self._failed += len(left)
             logger.error("%d events that had been held were not accepted in time", len(left))  # noqa: TRY400 - says all
 
-    async def _hand_over(self, event: _Event, *, patiently: bool) -> None:
+    async def _hand_over(self, held: _Held, *, patiently: bool) -> None:
         """Hand over an event that nobody waits for: what goes wrong is logged, or tried again."""
         admitted = self._limiter.try_acquire()
         delay = 0.0 if admitted else self._limiter.schedule()
         while True:
             try:
-                # Half done it would be unknown whether to do it again.
-                with anyio.CancelScope(shield=patiently):
-                    await self._send(event, delay, admitted=admitted)
-                    self._in_hand = []
+                await self._send(held.event, delay, admitted=admitted, key=held.key)
             except Exception as error:
                 if not patiently or not isinstance(error, StoreUnavailableError):
                     self._count_failed()
-                    logger.exception("an event of type %r that had been held was not accepted", event[0])
+                    logger.exception("an event of type %r that had been held was not accepted", held.event[0])
                     return
                 await self._clock.sleep(error.retry_after)
             else:
@@ -288,11 +305,6 @@ class WebhookEventHandler:
                 held=0 if self._coalescer is None else len(self._coalescer),
                 in_storm=self._storm.in_storm,
             )
-
-
-def _content(event_type: str, event_data: JsonValue) -> Hashable:
-    """Return a key that is the same for events that say the same."""
-    return event_type, json.dumps(event_data, sort_keys=True)
 
 
 def _merging(merge: Callable[[JsonValue, JsonValue], JsonValue] | None) -> Callable[[_Event, _Event], _Event] | None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
-from resilience import StormGuard
+from resilience import Sample, StormGuard
 from resilience.testing import ManualClock
 from tests.resilience.support import settle
 from webhook_adapter import EventBus, StoreUnavailableError, WebhookEventHandler
@@ -22,16 +22,24 @@ class Accepting:
 
     def __init__(self) -> None:
         self.accepted: list[tuple[str, object, float]] = []
+        self.keys: set[str] = set()
 
-    async def send_webhook_notification(self, event_type: str, data: object, *, delay: float = 0.0) -> None:
-        self.accepted.append((event_type, data, delay))
+    async def send_webhook_notification(
+        self, event_type: str, data: object, *, delay: float = 0.0, idempotency_key: str | None = None
+    ) -> None:
+        if idempotency_key is None or idempotency_key not in self.keys:
+            self.accepted.append((event_type, data, delay))
+        if idempotency_key is not None:
+            self.keys.add(idempotency_key)
 
 
 class Refusing:
     """A service whose database is full."""
 
-    async def send_webhook_notification(self, event_type: str, data: object, *, delay: float = 0.0) -> None:
-        raise OSError(f"full: {event_type} {data} {delay}")
+    async def send_webhook_notification(
+        self, event_type: str, data: object, *, delay: float = 0.0, idempotency_key: str | None = None
+    ) -> None:
+        raise OSError(f"full: {event_type} {data} {delay} {idempotency_key}")
 
 
 def handler_on(service: object, bus: EventBus, clock: ManualClock, **options: object) -> WebhookEventHandler:
@@ -158,10 +166,12 @@ class Hesitating(Accepting):
         super().__init__()
         self.errors = list(errors)
 
-    async def send_webhook_notification(self, event_type: str, data: object, *, delay: float = 0.0) -> None:
+    async def send_webhook_notification(
+        self, event_type: str, data: object, *, delay: float = 0.0, idempotency_key: str | None = None
+    ) -> None:
         if self.errors:
             raise self.errors.pop(0)
-        await super().send_webhook_notification(event_type, data, delay=delay)
+        await super().send_webhook_notification(event_type, data, delay=delay, idempotency_key=idempotency_key)
 
 
 class Hanging(Accepting):
@@ -169,10 +179,12 @@ class Hanging(Accepting):
 
     hangs = False
 
-    async def send_webhook_notification(self, event_type: str, data: object, *, delay: float = 0.0) -> None:
+    async def send_webhook_notification(
+        self, event_type: str, data: object, *, delay: float = 0.0, idempotency_key: str | None = None
+    ) -> None:
         if self.hangs:
             await anyio.sleep_forever()
-        await super().send_webhook_notification(event_type, data, delay=delay)
+        await super().send_webhook_notification(event_type, data, delay=delay, idempotency_key=idempotency_key)
 
 
 def coalescing_on(service: object, bus: EventBus, clock: ManualClock, **options: object) -> WebhookEventHandler:
@@ -341,21 +353,31 @@ async def test_what_was_held_and_cannot_be_accepted_keeps_nothing_up(caplog: pyt
     assert "too large" in caplog.text
 
 
-async def test_the_end_takes_five_seconds_at_most(caplog: pytest.LogCaptureFixture) -> None:
-    """A service that hangs does not keep the handler from ending; what is left is counted and logged."""
+@pytest.mark.parametrize("releasing", [False, True])
+async def test_the_end_takes_five_seconds_at_most(
+    caplog: pytest.LogCaptureFixture,
+    releasing: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    """A service that hangs, now or since a release began, does not keep it from ending; what is left is counted."""
     bus, clock, service = EventBus(), ManualClock(), Hanging()
+    handler = coalescing_on(service, bus, clock)
     async with anyio.create_task_group() as tasks:
-        ended = anyio.Event()
+        leaving, ended = anyio.Event(), anyio.Event()
 
-        async def end() -> None:
+        async def use() -> None:
             async with handler:
                 for number in range(4):
                     await bus.publish("tick", number)
-                service.hangs = True
+                await leaving.wait()
             ended.set()
 
-        handler = coalescing_on(service, bus, clock)
-        tasks.start_soon(end)
+        tasks.start_soon(use)
+        await settle()
+        service.hangs = True
+        if releasing:
+            clock.advance(61.0)
+            await settle()
+        leaving.set()
         await settle()
         clock.advance(4.9)
         await settle()
@@ -364,6 +386,46 @@ async def test_the_end_takes_five_seconds_at_most(caplog: pytest.LogCaptureFixtu
         await ended.wait()
     assert (balanced(handler).delivered, balanced(handler).failed) == (2, 2)
     assert "2 events" in caplog.text
+
+
+class Mute(Accepting):
+    """A service that accepts an event, and does not come to say so the first time that it is asked to be mute."""
+
+    mute = False
+
+    async def send_webhook_notification(
+        self, event_type: str, data: object, *, delay: float = 0.0, idempotency_key: str | None = None
+    ) -> None:
+        await super().send_webhook_notification(event_type, data, delay=delay, idempotency_key=idempotency_key)
+        if self.mute:
+            self.mute = False
+            await anyio.sleep_forever()
+
+
+async def test_what_was_accepted_when_the_end_came_is_not_accepted_twice() -> None:
+    """Of a release that the end interrupts nobody knows how far it came; handed over again, it is the same message."""
+    bus, clock, service = EventBus(), ManualClock(), Mute()
+    async with coalescing_on(service, bus, clock) as handler:
+        for number in range(4):
+            await bus.publish("tick", number)
+        service.mute = True
+        clock.advance(61.0)
+        await settle()
+        assert not service.mute
+    assert [data for _, data, _ in service.accepted] == [0, 1, 2, 3]
+    assert balanced(handler).delivered == 4
+
+
+def test_what_coalescing_cannot_use_is_refused_by_its_own_name() -> None:
+    """Each error names the argument of the handler, not of what is made of it."""
+    clock = ManualClock()
+    sampling = StormGuard(60.0, 2, surplus=Sample(10), clock=clock)
+    wrong: dict[str, list[object]] = {"storm": [sampling, 3], "max_held": [0, -1, 2.5, True]}
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"^{name} "):
+                coalescing_on(Accepting(), EventBus(), clock, **{name: value})
+    assert handler_on(Accepting(), EventBus(), clock, storm=sampling).storm is sampling
 
 
 @pytest.mark.parametrize("overflow", ["defer", "drop", "coalesce"])
