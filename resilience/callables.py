@@ -60,7 +60,7 @@ def decorate(layer: Composed, func: Callable[..., Any]) -> Callable[..., Any]:
         wrapper = _blocking_wrapper(blocking, func)
     # A partial or a callable object has no name of its own; what it has is copied.
     wrapped = functools.wraps(func)(wrapper)
-    # Not what it holds, if that is decorated as well.
+    # Whoever holds the function holds its layer; not the one of what it wraps, if that is decorated as well.
     return holding(layer, wrapped)
 
 

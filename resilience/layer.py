@@ -99,10 +99,7 @@ class Layer(ABC):
 
         Raises TypeError for what the layer cannot guard, so that nothing is ever silently unprotected.
         """
-        decorated = decorate(self, func)
-        # Whoever holds the function holds the layer, not only its parts: a Keyed wants to know.
-        vars(decorated)["__layer__"] = self
-        return cast("Callable[P, T]", decorated)
+        return cast("Callable[P, T]", decorate(self, func))
 
     @property
     def measured(self) -> object:

@@ -99,6 +99,7 @@ RULES = (
     Rules(
         package="webhook_adapter",
         order=(
+            ("ids",),
             ("model",),
             ("settings",),
             ("signing",),

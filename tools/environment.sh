@@ -8,7 +8,7 @@
 #
 # Nothing is done when nothing has changed. What it goes by:
 #   $VENV/stamp-interpreter    the interpreter and the folder that .venv was made with and in; another one: made anew
-#   $VENV/stamp-run, -dev, -peers   checksum of the pinned requirements installed; others: made anew
+#   $VENV/stamp-run, -dev …    checksum of the pinned requirements installed; others: made anew
 #   $VENV/stamp-project        checksum of pyproject.toml; another one: the project alone is installed again
 # A stamp is written last, so an interrupted run is noticed and begun again. PYTHON=... chooses the interpreter.
 set -eu

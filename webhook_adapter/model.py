@@ -17,9 +17,7 @@ import datetime as dt
 import enum
 import json
 import math
-import os
 import re
-import threading
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import TypeAlias
@@ -42,9 +40,7 @@ __all__ = [
     "check_event_type",
     "check_header",
     "encode_body",
-    "first_id",
     "matches_event_type",
-    "new_id",
 ]
 
 JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
@@ -59,10 +55,6 @@ _HEADER_VALUE = re.compile(r"([!-~]([ \t!-~]*[!-~])?)?", re.ASCII)
 _SECRET_PREFIXES = ("whsec_", "whsk_")
 _MIN_STATUS = 100
 _MAX_STATUS = 999
-# Crockford's base32 sorts as the number does, and has no letter that is mistaken for a digit.
-_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_PAIRS = tuple(first + second for first in _ALPHABET for second in _ALPHABET)
-_MAX_MILLISECONDS = (1 << 48) - 1
 
 
 class DeliveryState(enum.StrEnum):
@@ -85,64 +77,6 @@ class FailureKind(enum.StrEnum):
     PROTOCOL = "protocol"
     REFUSED = "refused"
     """The egress policy refused the address; nothing was sent."""
-
-
-class _Ids:
-    """What makes ids that sort in the order of their making, also within a millisecond. Any thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        # By prefix: the latest millisecond that an id was made for, and the number of the last one in it.
-        self._last: dict[str, tuple[int, int]] = {}
-
-    def next(self, prefix: str, milliseconds: int) -> int:
-        with self._lock:
-            latest, last = self._last.get(prefix, (-1, 0))
-            if milliseconds == latest:
-                # A random step, so that ids are no easier to guess than to find. From a start below 2**79, no number
-                # of steps that fits into a millisecond reaches 2**80.
-                number = last + 1 + int.from_bytes(os.urandom(4), "big")
-            else:
-                number = int.from_bytes(os.urandom(10), "big") >> 1
-            if milliseconds >= latest:
-                self._last[prefix] = milliseconds, number
-        return number
-
-
-_ids = _Ids()
-
-
-def new_id(prefix: str, now: float) -> str:
-    """Return a fresh id: `prefix`, then 26 characters, 48 bits of milliseconds and 80 more, which sort by time.
-
-    Those that one process makes in one millisecond sort in the order of their making. Any thread.
-
-    Args:
-        prefix: what the id names, with its underscore: "msg_".
-        now: Unix time in seconds; an instant before 1970 counts as 1970.
-    """
-    milliseconds = _milliseconds(now)
-    return prefix + _base32(milliseconds << 80 | _ids.next(prefix, milliseconds))
-
-
-def first_id(prefix: str, at: float) -> str:
-    """Return what sorts before every id made at `at` (Unix seconds) or later, and behind all earlier milliseconds'."""
-    return prefix + _base32(_milliseconds(at) << 80)
-
-
-def _milliseconds(now: float) -> int:
-    return min(max(int(now * 1000), 0), _MAX_MILLISECONDS)
-
-
-def _base32(value: int) -> str:
-    pairs = _PAIRS
-    # Ten bits at a time: thirteen look-ups rather than twenty-six.
-    return (
-        f"{pairs[value >> 120 & 1023]}{pairs[value >> 110 & 1023]}{pairs[value >> 100 & 1023]}"
-        f"{pairs[value >> 90 & 1023]}{pairs[value >> 80 & 1023]}{pairs[value >> 70 & 1023]}{pairs[value >> 60 & 1023]}"
-        f"{pairs[value >> 50 & 1023]}{pairs[value >> 40 & 1023]}{pairs[value >> 30 & 1023]}{pairs[value >> 20 & 1023]}"
-        f"{pairs[value >> 10 & 1023]}{pairs[value & 1023]}"
-    )
 
 
 def check_event_type(event_type: str) -> str:

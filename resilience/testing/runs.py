@@ -272,15 +272,3 @@ def shut_off() -> Iterator[None]:
         errors = _WATCHED.pop(this)
         if errors:
             raise errors[0]
-
-
-@contextmanager
-def let_in() -> Iterator[None]:
-    """Allow the calling thread the world outside again, for what the instrument itself has to do there."""
-    this = threading.get_ident()
-    errors = _WATCHED.pop(this, None)
-    try:
-        yield
-    finally:
-        if errors is not None:
-            _WATCHED[this] = errors

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 import sqlalchemy as sa
 
-from webhook_adapter.model import Endpoint, Message, matches_event_type, new_id
+from webhook_adapter.ids import new_id
+from webhook_adapter.model import Endpoint, Message, matches_event_type
 from webhook_adapter.store import rows, schema
 from webhook_adapter.store.errors import IdempotencyConflictError, UnknownIdError
 from webhook_adapter.store.sqlite import SQLite

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, assert_never
 
 import attrs
 
+from webhook_adapter.ids import new_id
 from webhook_adapter.lifecycle import Dead, Delivered, DueAgain, Judgement
-from webhook_adapter.model import Attempt, AttemptOutcome, DeliveryState, new_id
+from webhook_adapter.model import Attempt, AttemptOutcome, DeliveryState
 from webhook_adapter.store import endpoints
 from webhook_adapter.store.dialect import AttemptRow, Leased, Settled, Stream
 from webhook_adapter.store.dispatching import ENDPOINT_DELETED

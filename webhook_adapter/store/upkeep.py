@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import attrs
 import sqlalchemy as sa
 
+from webhook_adapter.ids import first_id
 from webhook_adapter.lifecycle import EXPIRED
-from webhook_adapter.model import DeliveryState, first_id
+from webhook_adapter.model import DeliveryState
 from webhook_adapter.store import schema
 from webhook_adapter.store.errors import UnknownIdError
 from webhook_adapter.store.writer import one_by_one
