@@ -300,8 +300,9 @@ def test_the_program_plays_several_receivers_and_reports(program: subprocess.Pop
     assert program.stdout is not None
     url = json.loads(program.stdout.readline())["url"]
     # The test's own timeout is the only one, and nothing but the test ends the connection, however slow the machine is.
+    patient = httpx.Timeout(None)
     limits = httpx.Limits(keepalive_expiry=None)
-    with httpx.Client(base_url=url, trust_env=False, timeout=None, limits=limits) as client:
+    with httpx.Client(base_url=url, trust_env=False, timeout=patient, limits=limits) as client:
         headers = {"webhook-id": "msg_1"}
         assert client.post("/good", headers=headers).status_code == 200
         assert client.post("/bad?x=1", headers=headers).status_code == 500

@@ -311,14 +311,40 @@ def test_the_world_outside_is_refused(body: Callable[[], Awaitable[None]]) -> No
 
 
 def test_the_world_outside_is_open_again_afterwards() -> None:
-    """Nothing stays shut, nor was it ever for other threads."""
+    """Nothing stays shut, in this thread or another."""
 
     async def body() -> None:
         await asyncio.sleep(0)
 
     run(body)
     SystemClock().sleep_blocking(1e-6)
+    socket.socket().close()
     assert in_thread(lambda: socket.socket().close()) is None
+
+
+def test_other_threads_are_in_the_world_outside_all_the_while() -> None:
+    """What is refused to the body is not refused to them."""
+    begun, done = threading.Event(), threading.Event()
+    opened: list[socket.socket] = []
+
+    def other() -> None:
+        begun.wait()
+        try:
+            opened.append(socket.socket())
+            SystemClock().sleep_blocking(1e-6)
+            opened.pop().close()
+        finally:
+            done.set()
+
+    async def body() -> bool:
+        begun.set()
+        return done.wait()
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert run(body)
+    thread.join()
+    assert not opened
 
 
 def test_runs_do_not_nest() -> None:

@@ -12,13 +12,7 @@ import anyio
 import attrs
 import pytest
 
-from resilience import (
-    Keyed,
-    Policy,
-    Retry,
-    Timeout,
-    telemetry,
-)
+from resilience import Keyed, Policy, Retry, Timeout, telemetry
 from resilience.testing import Chaos, ChaosStatistics, ManualClock
 from tests.resilience.chaotic import (
     FaultError,

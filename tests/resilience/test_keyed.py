@@ -21,12 +21,7 @@ from resilience import (
 )
 from resilience.testing import ManualClock
 from tests.resilience.sleepers import Open, every_kind, limiter, several, use
-from tests.resilience.support import (
-    NOT_A_COUNT,
-    assert_caught,
-    assert_refuses,
-    brief,
-)
+from tests.resilience.support import NOT_A_COUNT, assert_caught, assert_refuses, brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,19 +22,15 @@ from resilience import (
 )
 from resilience.testing import ManualClock
 from tests.resilience.sleepers import bulkhead
-from tests.resilience.support import (
-    Crew,
-    settle,
-)
+from tests.resilience.support import Crew, settle
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-
 every_loop = pytest.mark.anyio
 
 
-def one_each(**arguments: object) -> Keyed[str, RateLimiter]:
+def one_each() -> Keyed[str, RateLimiter]:
     """Return limiters that admit one call each."""
     return Keyed(lambda key: RateLimiter(0.001, 1, name=key))
 

@@ -37,9 +37,7 @@ from resilience import (
 from resilience.remains import NEVER, pack, unpack, until_ns
 from resilience.testing import ManualClock
 from tests.resilience.sleepers import Open, breaker, bulkhead, every_kind, limiter, storm_guard, use, windowed
-from tests.resilience.support import (
-    assert_caught,
-)
+from tests.resilience.support import assert_caught
 
 if TYPE_CHECKING:
     from collections.abc import Callable
