@@ -102,7 +102,7 @@ def half_open_flood_of_threads(library: Library) -> None:
     def trial() -> None:
         nonlocal inside
         inside += 1
-        release.wait(1)
+        release.wait()
 
     def caller() -> None:
         failure(lambda: call(trial))
