@@ -13,8 +13,9 @@ import pytest
 
 from benchmarks.conformance import __main__ as command
 from benchmarks.conformance.__main__ import main
-from benchmarks.conformance.board import LIBRARIES, OURS, Cell, Verdict, judge
-from benchmarks.conformance.case import CASES, Case
+from benchmarks.conformance.board import LIBRARIES, OURS, Cell, judge
+from benchmarks.conformance.case import Case, Verdict
+from benchmarks.conformance.cases import CASES
 from benchmarks.conformance.report import MARKS, drawn, listed, page
 from tests.documents import ROOT
 

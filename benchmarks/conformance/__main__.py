@@ -1,7 +1,7 @@
 """Run the conformance board: `python -m benchmarks.conformance`.
 
-Without options every case is run against every library that is installed. The exit code is 1 if this project's own
-library fails one; what peers do decides nothing.
+Without options every case is run against every library; one that is not installed ends the command before it begins.
+The exit code is 1 if this project's own library fails one; what peers do decides nothing.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.conformance.board import LIBRARIES, OURS, ROOT, Cell, Verdict, run, version_of
-from benchmarks.conformance.case import CASES
+from benchmarks.conformance.board import LIBRARIES, OURS, ROOT, Cell, run, version_of
+from benchmarks.conformance.case import Verdict
+from benchmarks.conformance.cases import CASES
 from benchmarks.conformance.report import MARKS, drawn, page, summary
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from enum import Enum
 from importlib import metadata
 from itertools import product
 from pathlib import Path
@@ -15,32 +14,18 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from benchmarks.conformance import cases as _cases  # noqa: F401 - enters them
-from benchmarks.conformance.case import CASES
+from benchmarks.conformance.case import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from benchmarks.conformance.case import Case
 
-__all__ = ["LIBRARIES", "OURS", "Cell", "Entrant", "Verdict", "run", "version_of"]
+__all__ = ["LIBRARIES", "OURS", "ROOT", "Cell", "Entrant", "judge", "run", "version_of"]
 
 ROOT: Final = Path(__file__).parent.parent.parent
 CELL_LIMIT: Final = 60.0
-"""Real seconds for one cell: a hundred times what the slowest needs, so that only what hangs is ended by it."""
-
-
-class Verdict(Enum):
-    """What became of a case."""
-
-    PASS = "pass"  # noqa: S105 - a verdict
-    FAIL = "fail"
-    DOCUMENTED = "documented"
-    """It does otherwise, and its documentation says so."""
-    NOT_OFFERED = "not offered"
-    """It has no such feature, so there is nothing to judge."""
-    ERROR = "error"
-    """The situation could not be brought about, or the test broke: no verdict."""
+"""Real seconds for one cell: many times what the slowest needs, so that only what hangs is ended by it."""
 
 
 @attrs.frozen
@@ -105,17 +90,11 @@ def judge(library: Entrant, case: Case, *, limit: float = CELL_LIMIT) -> Cell:
     return Cell(library, case, Verdict(answer["verdict"]), answer["note"])
 
 
-def run(
-    libraries: Iterable[Entrant] = LIBRARIES,
-    cases: Iterable[Case] | None = None,
-    *,
-    tell: Callable[[Cell], object] = lambda _: None,
-) -> list[Cell]:
+def run(libraries: Iterable[Entrant], cases: Iterable[Case], *, tell: Callable[[Cell], object]) -> list[Cell]:
     """Run the board, as many cells at a time as there are processors, and return it case by case."""
-    chosen = list(CASES.values() if cases is None else cases)
     cells: list[Cell] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for cell in pool.map(lambda pair: judge(pair[1], pair[0]), product(chosen, libraries)):
+        for cell in pool.map(lambda pair: judge(pair[1], pair[0]), product(cases, libraries)):
             tell(cell)
             cells.append(cell)
     return cells

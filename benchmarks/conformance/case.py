@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine
+from enum import Enum
 from typing import Final, TypeAlias
 
 import attrs
@@ -25,6 +26,7 @@ __all__ = [
     "Service",
     "ServiceError",
     "Unprepared",
+    "Verdict",
     "case",
     "expect",
     "open_circuit",
@@ -37,6 +39,19 @@ OWN_READING: Final = "our own reading"
 _REPORT = re.compile(r"[\w.-]+/[\w.-]+#\d+")
 
 Test: TypeAlias = Callable[[Library], Coroutine[object, object, None] | None]
+
+
+class Verdict(Enum):
+    """What became of a case."""
+
+    PASS = "pass"  # noqa: S105 - a verdict
+    FAIL = "fail"
+    DOCUMENTED = "documented"
+    """It does otherwise, and its documentation says so."""
+    NOT_OFFERED = "not offered"
+    """It has no such feature, so there is nothing to judge."""
+    ERROR = "error"
+    """The situation could not be brought about, or the test broke: no verdict."""
 
 
 class Failed(Exception):  # noqa: N818 - a verdict

@@ -19,6 +19,7 @@ from benchmarks.conformance import virtual
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from benchmarks.conformance.case import Verdict
     from benchmarks.conformance.library import Library
 
 __all__ = ["judge", "main"]
@@ -35,33 +36,34 @@ def find(name: str) -> Library:
     return found
 
 
-def judge(library: Library, case_id: str) -> tuple[str, str]:
+def judge(library: Library, case_id: str) -> tuple[Verdict, str]:
     """Run a case against a library, and return the verdict and what was seen."""
-    from benchmarks.conformance.case import CASES, Failed, Unprepared
+    from benchmarks.conformance.case import Failed, Unprepared, Verdict
+    from benchmarks.conformance.cases import CASES
     from benchmarks.conformance.library import Library, NotOffered
 
     Library.refused = None
     test = CASES[case_id].test
-    verdict, note = "pass", ""
+    verdict, note = Verdict.PASS, ""
     try:
         if inspect.iscoroutinefunction(test):
             virtual.run(test(library))
         else:
             test(library)
-    except NotOffered as reason:
-        verdict, note = "not offered", str(reason)
+    except NotOffered:
+        pass  # It is noted in the class, where a guard that replaces it cannot hide it.
     except Failed as reason:
-        verdict, note = "fail", str(reason)
+        verdict, note = Verdict.FAIL, str(reason)
     except virtual.Stuck:
-        verdict, note = "fail", "hangs: nothing is left that could go on"
+        verdict, note = Verdict.FAIL, "hangs: nothing is left that could go on"
     except Unprepared as reason:
-        verdict, note = "error", str(reason)
+        verdict, note = Verdict.ERROR, str(reason)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is to be shown
-        verdict, note = "error", f"{type(error).__name__}: {error}"
+        verdict, note = Verdict.ERROR, f"{type(error).__name__}: {error}"
     if Library.refused is not None:
-        return "not offered", Library.refused
-    if verdict == "fail" and case_id in library.documented:
-        return "documented", f"{note}; {library.documented[case_id]}"
+        return Verdict.NOT_OFFERED, Library.refused
+    if verdict is Verdict.FAIL and case_id in library.documented:
+        return Verdict.DOCUMENTED, f"{note}; {library.documented[case_id]}"
     return verdict, note
 
 
@@ -70,12 +72,11 @@ def main(arguments: Sequence[str]) -> int:
     virtual.install()
     warnings.simplefilter("ignore")
     logging.disable()
-    import_module("benchmarks.conformance.cases")
     name, *case_ids = arguments
     library = find(name)
     for case_id in case_ids:
         verdict, note = judge(library, case_id)
-        print("\n" + json.dumps({"case": case_id, "verdict": verdict, "note": note}), flush=True)
+        print("\n" + json.dumps({"case": case_id, "verdict": verdict.value, "note": note}), flush=True)
     return 0
 
 

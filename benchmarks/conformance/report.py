@@ -6,8 +6,8 @@ import platform
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.conformance.board import LIBRARIES, Verdict, version_of
-from benchmarks.conformance.case import OWN_READING
+from benchmarks.conformance.board import LIBRARIES, version_of
+from benchmarks.conformance.case import OWN_READING, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
