@@ -85,7 +85,7 @@ class WebhookService:
         resolver: turns names into addresses, for the default transport.
         dispatch: False only accepts: another process on the same database delivers.
 
-    Methods may be awaited from any event loop of the thread-safe kinds, while the service is entered.
+    Methods may be awaited in any thread and event loop, on asyncio and on trio, while the service is entered.
 
     Example:
         async with WebhookService("./data") as service:
