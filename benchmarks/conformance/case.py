@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from enum import Enum
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 import attrs
 
@@ -20,6 +20,7 @@ __all__ = [
     "CASES",
     "OWN_READING",
     "Case",
+    "Endpoint",
     "Failed",
     "Gate",
     "Killed",
@@ -27,12 +28,15 @@ __all__ = [
     "ServiceError",
     "Unprepared",
     "Verdict",
+    "called",
     "case",
+    "consume",
     "expect",
     "open_circuit",
     "outcome",
     "prepare",
     "settle",
+    "use",
 ]
 
 OWN_READING: Final = "our own reading"
@@ -130,6 +134,22 @@ async def outcome(call: Awaitable[object]) -> Exception | None:
     return None
 
 
+def called(decorated: Callable[..., object], **arguments: object) -> Awaitable[object]:
+    """Call a decorated coroutine function."""
+    return cast("Awaitable[object]", decorated(**arguments))
+
+
+async def use(decorated: Callable[..., object], **arguments: object) -> object:
+    """Call and await, so that what comes back may also turn out to be no awaitable."""
+    return await called(decorated, **arguments)
+
+
+async def consume(decorated: Callable[..., object]) -> None:
+    """Take all items of a decorated async generator."""
+    async for _ in cast("AsyncIterator[object]", decorated()):
+        pass
+
+
 class Gate:
     """Where calls wait until it is opened."""
 
@@ -180,6 +200,19 @@ class Service:
         before = self.calls
         await outcome(breaker.call(self.function()))
         return self.calls > before
+
+
+class Endpoint:
+    """No coroutine function, but calling it gives an awaitable that fails."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.__name__ = self.__qualname__ = "endpoint"
+
+    async def __call__(self) -> str:
+        """Fail."""
+        self.calls += 1
+        raise ServiceError
 
 
 async def open_circuit(breaker: Breaker, *, failures: int) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from benchmarks.conformance.library import PlainFunction
 
-__all__ = ["break_circuit", "failure", "pass_time"]
+__all__ = ["break_circuit", "fail_through", "failure", "pass_time", "reached_through"]
 
 
 def pass_time(seconds: float) -> None:
@@ -29,14 +29,24 @@ def failure(call: PlainFunction) -> Exception | None:
     return None
 
 
-def break_circuit(call: Callable[[PlainFunction], object], *, failures: int) -> None:
-    """Fail so often that the circuit is open."""
+def fail_through(call: Callable[[PlainFunction], object], *, times: int) -> None:
+    """Fail under the guard, so often."""
 
     def fail() -> None:
         raise ServiceError
 
-    for _ in range(failures):
+    for _ in range(times):
         failure(lambda: call(fail))
+
+
+def reached_through(call: Callable[[PlainFunction], object]) -> bool:
+    """Call once, successfully, and tell whether the call came through."""
     reached: list[bool] = []
     failure(lambda: call(lambda: reached.append(True)))
-    prepare(not reached, "the circuit does not open")
+    return bool(reached)
+
+
+def break_circuit(call: Callable[[PlainFunction], object], *, failures: int) -> None:
+    """Fail so often that the circuit is open."""
+    fail_through(call, times=failures)
+    prepare(not reached_through(call), "the circuit does not open")

@@ -33,10 +33,16 @@ AFTER_RECOVERY = RECOVERY + 1.5
 CALLERS = 10
 
 
-async def opened_and_due(library: Library) -> Breaker:
-    """Return a breaker whose circuit was open and is due for a trial."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
+async def opened(library: Library, *, ignored: type[Exception] | None = None) -> Breaker:
+    """Return a breaker whose circuit has just opened."""
+    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY, ignored=ignored)
     await open_circuit(breaker, failures=FAILURES)
+    return breaker
+
+
+async def opened_and_due(library: Library, *, ignored: type[Exception] | None = None) -> Breaker:
+    """Return a breaker whose circuit was open and is due for a trial."""
+    breaker = await opened(library, ignored=ignored)
     await asyncio.sleep(AFTER_RECOVERY)
     return breaker
 
@@ -51,15 +57,22 @@ async def most_at_once(breaker: Breaker) -> int:
     return service.peak
 
 
-async def begin_trial(
+async def begin_call(
     breaker: Breaker, gate: Gate, error: type[Exception] | None = None
 ) -> asyncio.Future[Exception | None]:
     """Begin a call that runs until the gate is open, and see that it runs."""
-    trial = Service()
-    task = asyncio.ensure_future(outcome(breaker.call(trial.function(error, gate=gate))))
+    service = Service()
+    task = asyncio.ensure_future(outcome(breaker.call(service.function(error, gate=gate))))
     await settle()
-    prepare(trial.running == 1, "the trial is not admitted")
+    prepare(service.running == 1, "the call is not admitted")
     return task
+
+
+async def begin_and_cancel(breaker: Breaker) -> None:
+    """Begin a call, see that it runs, and cancel it."""
+    call = await begin_call(breaker, Gate())
+    call.cancel()
+    await asyncio.wait([call])
 
 
 async def comes_back(breaker: Breaker) -> bool:
@@ -129,9 +142,7 @@ def half_open_flood_of_threads(library: Library) -> None:
 async def cancelled_trial_closes(library: Library) -> None:
     """The next failure is still that of a trial, after which nobody is admitted."""
     breaker = await opened_and_due(library)
-    trial = await begin_trial(breaker, Gate())
-    trial.cancel()
-    await asyncio.wait([trial])
+    await begin_and_cancel(breaker)
     await asyncio.sleep(AFTER_RECOVERY)
     await outcome(breaker.call(Service().function(ServiceError)))
 
@@ -147,9 +158,7 @@ async def cancelled_trial_closes(library: Library) -> None:
 async def cancelled_trial_wedges(library: Library) -> None:
     """After it, there is another trial in good time."""
     breaker = await opened_and_due(library)
-    trial = await begin_trial(breaker, Gate())
-    trial.cancel()
-    await asyncio.wait([trial])
+    await begin_and_cancel(breaker)
 
     expect(await comes_back(breaker), "no call is admitted any more")
 
@@ -201,7 +210,7 @@ async def abandoned_trial_wedges(library: Library) -> None:
 async def hung_trial_wedges(library: Library) -> None:
     """It hangs, and nobody cancels it; once there has been time for two more trials, one of them is admitted."""
     breaker = await opened_and_due(library)
-    trial = await begin_trial(breaker, Gate())
+    trial = await begin_call(breaker, Gate())
 
     admitted = await comes_back(breaker)
     trial.cancel()
@@ -217,9 +226,7 @@ async def hung_trial_wedges(library: Library) -> None:
 )
 async def ignored_trial_wedges(library: Library) -> None:
     """The trial gets, for example, a 404: no verdict on the service."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY, ignored=LookupError)
-    await open_circuit(breaker, failures=FAILURES)
-    await asyncio.sleep(AFTER_RECOVERY)
+    breaker = await opened_and_due(library, ignored=LookupError)
     trial = Service()
     await outcome(breaker.call(trial.function(LookupError)))
     prepare(trial.calls == 1, "the trial is not admitted")
@@ -257,21 +264,18 @@ async def cancellation_counts_as_success(library: Library) -> None:
     breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
     for _ in range(FAILURES - 1):
         await outcome(breaker.call(Service().function(ServiceError)))
-    call = await begin_trial(breaker, Gate())
-    call.cancel()
-    await asyncio.wait([call])
+    await begin_and_cancel(breaker)
     await outcome(breaker.call(Service().function(ServiceError)))
 
     expect(not await Service().reached_through(breaker), "the circuit is still closed")
 
 
-async def late_call(library: Library, error: type[Exception] | None) -> tuple[Breaker, Gate, asyncio.Task[object]]:
+async def late_call(
+    library: Library, error: type[Exception] | None
+) -> tuple[Breaker, Gate, asyncio.Future[Exception | None]]:
     """Begin a call, open the circuit beside it, and return both, and the gate that ends the call."""
     breaker, gate = library.breaker(failures=FAILURES, recovery=RECOVERY), Gate()
-    late = Service()
-    task: asyncio.Task[object] = asyncio.create_task(outcome(breaker.call(late.function(error, gate=gate))))
-    await settle()
-    prepare(late.running == 1, "the call is not admitted")
+    task = await begin_call(breaker, gate, error)
     await open_circuit(breaker, failures=FAILURES)
     return breaker, gate, task
 
@@ -301,7 +305,7 @@ async def late_success_decides_the_trial(library: Library) -> None:
     breaker, gate, task = await late_call(library, None)
     await asyncio.sleep(AFTER_RECOVERY)
     trial_gate = Gate()
-    trial = await begin_trial(breaker, trial_gate, ServiceError)
+    trial = await begin_call(breaker, trial_gate, ServiceError)
     gate.open()
     await task
     trial_gate.open()
@@ -321,7 +325,7 @@ async def late_failure_decides_the_trial(library: Library) -> None:
     breaker, gate, task = await late_call(library, ServiceError)
     await asyncio.sleep(AFTER_RECOVERY)
     trial_gate = Gate()
-    trial = await begin_trial(breaker, trial_gate)
+    trial = await begin_call(breaker, trial_gate)
     gate.open()
     await task
     trial_gate.open()
@@ -355,8 +359,7 @@ async def late_failure_prolongs(library: Library) -> None:
 )
 async def refusals_prolong(library: Library) -> None:
     """Callers who keep asking get their trial all the same."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
-    await open_circuit(breaker, failures=FAILURES)
+    breaker = await opened(library)
     for _ in range(int(RECOVERY) - 1):
         await asyncio.sleep(1)
         prepare(not await Service().reached_through(breaker), "a call is admitted too early")

@@ -6,25 +6,28 @@ import asyncio
 import threading
 import traceback
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from benchmarks.conformance import virtual
 from benchmarks.conformance.case import (
     OWN_READING,
+    Endpoint,
     Service,
     ServiceError,
     case,
+    consume,
     expect,
     open_circuit,
     outcome,
     prepare,
+    use,
 )
-from benchmarks.conformance.cases.breaker import AFTER_RECOVERY, FAILURES, RECOVERY, comes_back, most_at_once
+from benchmarks.conformance.cases.breaker import AFTER_RECOVERY, FAILURES, RECOVERY, comes_back, most_at_once, opened
 from benchmarks.conformance.library import not_offered
-from benchmarks.conformance.plain import failure
+from benchmarks.conformance.plain import fail_through, failure, reached_through
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
     from benchmarks.conformance.library import Library
 
@@ -41,8 +44,7 @@ AN_HOUR = 3600.0
 )
 async def wall_clock_set_back(library: Library) -> None:
     """By an hour, while the circuit is open."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
-    await open_circuit(breaker, failures=FAILURES)
+    breaker = await opened(library)
     virtual.jump_wall(-AN_HOUR)
     await asyncio.sleep(AFTER_RECOVERY)
 
@@ -57,8 +59,7 @@ async def wall_clock_set_back(library: Library) -> None:
 )
 async def wall_clock_set_forward(library: Library) -> None:
     """By an hour, while the circuit is open."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
-    await open_circuit(breaker, failures=FAILURES)
+    breaker = await opened(library)
     virtual.jump_wall(AN_HOUR)
 
     expect(not await Service().reached_through(breaker), "a call is admitted at once")
@@ -110,13 +111,8 @@ def listener_calls_back(library: Library) -> None:
 
     call = library.plain_breaker(failures=FAILURES, recovery=RECOVERY, listener=listener)
 
-    def fail() -> None:
-        raise ServiceError
-
-    for _ in range(FAILURES):
-        failure(lambda: call(fail))
-    reached: list[str] = []
-    failure(lambda: call(lambda: reached.append("called")))
+    fail_through(call, times=FAILURES)
+    reached = reached_through(call)
     prepare(told, "the listener is not told")
 
     expect(not reached, "the circuit does not open")
@@ -155,8 +151,7 @@ def threads_run_one_after_another(library: Library) -> None:
 )
 async def refusals_share_an_exception(library: Library) -> None:
     """Callers may annotate, chain and keep what they catch."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
-    await open_circuit(breaker, failures=FAILURES)
+    breaker = await opened(library)
     refusals = []
     lengths = []
     for _ in range(20):
@@ -195,12 +190,6 @@ async def generator_is_not_guarded(library: Library) -> None:
             return  # refused when it is called, or when it is iterated
 
     expect(begun == FAILURES, f"it was begun {begun} times though it failed every time")
-
-
-async def consume(guarded: Callable[..., object]) -> None:
-    """Take all items of a decorated async generator."""
-    async for _ in cast("AsyncIterator[object]", guarded()):
-        pass
 
 
 @case(
@@ -248,27 +237,13 @@ async def dropped_stream_wedges(library: Library) -> None:
 async def async_object_is_not_guarded(library: Library) -> None:
     """It is no coroutine function, but calling it gives an awaitable that fails."""
     breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
-
-    class Endpoint:
-        def __init__(self) -> None:
-            self.calls = 0
-            self.__name__ = self.__qualname__ = "endpoint"
-
-        async def __call__(self) -> str:
-            self.calls += 1
-            raise ServiceError
-
     endpoint = Endpoint()
     try:
         guarded = breaker.decorated(endpoint)
     except Exception:  # noqa: BLE001 - refused, in whatever way
         return
-
-    async def use() -> None:
-        await cast("Awaitable[object]", guarded())
-
     for _ in range(FAILURES + 3):
-        await outcome(use())
+        await outcome(use(guarded))
 
     expect(endpoint.calls <= FAILURES, f"it was called {endpoint.calls} times though it failed every time")
 

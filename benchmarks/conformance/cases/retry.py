@@ -5,41 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from benchmarks.conformance import virtual
 from benchmarks.conformance.case import (
     OWN_READING,
+    Endpoint,
     Gate,
     Killed,
     Service,
     ServiceError,
     case,
+    consume,
     expect,
     outcome,
     prepare,
     settle,
+    use,
 )
 from benchmarks.conformance.plain import failure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator
 
-    from benchmarks.conformance.library import Decorator, Library
+    from benchmarks.conformance.library import Library
 
 __all__: list[str] = []
 
 ATTEMPTS = 3
-
-
-def called(decorated: Callable[..., object]) -> Awaitable[object]:
-    """Call a decorated coroutine function."""
-    return cast("Awaitable[object]", decorated())
-
-
-async def use(decorated: Callable[..., object]) -> object:
-    """Call and await, so that what comes back may also turn out to be no awaitable."""
-    return await called(decorated)
 
 
 @case(
@@ -129,9 +122,9 @@ async def tasks_share_delays(library: Library) -> None:
         raise ServiceError
 
     decorated = decorate(fail)
-    first = asyncio.ensure_future(outcome(cast("Awaitable[object]", decorated(watched=False))))
+    first = asyncio.ensure_future(outcome(use(decorated, watched=False)))
     await asyncio.sleep(5)
-    second = asyncio.ensure_future(outcome(cast("Awaitable[object]", decorated(watched=True))))
+    second = asyncio.ensure_future(outcome(use(decorated, watched=True)))
     await asyncio.wait([first, second], timeout=600)
     prepare(delays, "there is no second attempt")
 
@@ -182,10 +175,10 @@ async def generator_is_not_retried(library: Library) -> None:
             raise ServiceError
         yield "item"
 
-    async def consume(decorate: Decorator) -> list[object]:
-        return [item async for item in cast("AsyncIterator[object]", decorate(stream)())]
+    async def decorate_and_consume() -> None:
+        await consume(library.retry(attempts=ATTEMPTS)(stream))
 
-    error = await outcome(consume(library.retry(attempts=ATTEMPTS)))
+    error = await outcome(decorate_and_consume())
 
     expect(not isinstance(error, ServiceError), f"its error comes out after {begun} attempt")
 
@@ -198,16 +191,6 @@ async def generator_is_not_retried(library: Library) -> None:
 )
 async def async_object_is_not_retried(library: Library) -> None:
     """It is no coroutine function, but calling it gives an awaitable that fails."""
-
-    class Endpoint:
-        def __init__(self) -> None:
-            self.calls = 0
-            self.__name__ = self.__qualname__ = "endpoint"
-
-        async def __call__(self) -> str:
-            self.calls += 1
-            raise ServiceError
-
     endpoint = Endpoint()
     try:
         decorated = library.retry(attempts=ATTEMPTS)(endpoint)

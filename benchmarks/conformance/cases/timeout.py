@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from benchmarks.conformance import virtual
-from benchmarks.conformance.case import OWN_READING, Failed, Gate, Service, case, expect, outcome, prepare, settle
-from benchmarks.conformance.cases.retry import called, use
+from benchmarks.conformance.case import (
+    OWN_READING,
+    Failed,
+    Gate,
+    Service,
+    called,
+    case,
+    consume,
+    expect,
+    outcome,
+    prepare,
+    settle,
+    use,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -152,13 +164,11 @@ async def generator_is_not_bounded(library: Library) -> None:
         await asyncio.sleep(3600)
         yield "item"
 
-    async def consume() -> None:
-        decorated = library.timeout(seconds=SECONDS)(stream)
-        async for _ in cast("AsyncIterator[object]", decorated()):
-            pass
+    async def decorate_and_consume() -> None:
+        await consume(library.timeout(seconds=SECONDS)(stream))
 
     begun = virtual.now()
-    await outcome(consume())
+    await outcome(decorate_and_consume())
 
     expect(virtual.now() - begun < 60, "it is still waiting after an hour")
 
