@@ -18,7 +18,7 @@ help: ## Show the targets
 demo: environment-run ## Watch events become signed webhooks, past failing receivers and a kill -9
 	@.venv/bin/webhook-adapter demo
 
-test: environment-dev ## Run the tests; without ARGS, with branch coverage and its floor
+test: environment-dev ## Run the tests; without ARGS, with branch coverage and its floor. test-3.12: on that Python
 	@$(python) -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term)
 
 $(others): test-%:
@@ -38,7 +38,7 @@ bench: environment-peers ## Time every guard, beside other libraries too; BENCH_
 conformance: environment-peers ## Run the peers' reported defects against them and us; ARGS=--write renews the page
 	@$(python) -m benchmarks.conformance $(ARGS)
 
-mutate: ## Change the machines line by line, and see that a test notices; takes an hour. Fails on a survivor unexplained
+mutate: ## Change the machines line by line; fails where no test notices. Takes an hour
 	@VENV=.venvs/mutate ./tools/environment.sh mutate
 	@.venvs/mutate/bin/python -m tools.mutants $(ARGS)
 
