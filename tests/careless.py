@@ -14,12 +14,12 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.conformance.library import Breaker, Keyed, Library, Limiter
+from benchmarks.conformance.library import Breaker, Library, Limiter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from benchmarks.conformance.library import Decorator, Function, PlainFunction
+    from benchmarks.conformance.library import Circuit, Decorator, Function, PlainFunction
 
 __all__ = ["GREEDY", "LOOSE", "STIFF"]
 
@@ -35,16 +35,14 @@ class ExpiredError(Exception):
 class LooseBreaker:
     """Believes every outcome, whoever brings it and whenever, and the wall clock."""
 
-    def __init__(self, failures: int, recovery: float, listener: Callable[[], None] | None = None) -> None:
-        self.threshold = failures
-        self.recovery = recovery
-        self.listener = listener
+    def __init__(self, circuit: Circuit) -> None:
+        self.circuit = circuit
         self.failures = 0
         self.opened_at: float | None = None
         self.refusal = RefusedError("open")
 
     def admit(self) -> None:
-        if self.opened_at is not None and time.time() < self.opened_at + self.recovery:
+        if self.opened_at is not None and time.time() < self.opened_at + self.circuit.recovery:
             raise self.refusal
 
     def succeeded(self) -> None:
@@ -52,10 +50,9 @@ class LooseBreaker:
 
     def failed(self) -> None:
         self.failures += 1
-        if self.failures >= self.threshold:
-            if self.listener is not None:
-                self.listener()
-            if self.failures >= self.threshold:
+        if self.failures >= self.circuit.failures:
+            self.circuit.tell()
+            if self.failures >= self.circuit.failures:
                 self.opened_at = time.time()
 
     async def call(self, function: Function) -> object:
@@ -85,10 +82,8 @@ class LooseBreaker:
 class StiffBreaker:
     """Takes one trial at a time, and waits for its outcome for ever."""
 
-    def __init__(self, failures: int, recovery: float, ignored: type[Exception] | None) -> None:
-        self.threshold = failures
-        self.recovery = recovery
-        self.ignored = ignored
+    def __init__(self, circuit: Circuit) -> None:
+        self.circuit = circuit
         self.failures = 0
         self.until: float | None = None
         self.trying = False
@@ -103,7 +98,7 @@ class StiffBreaker:
             return
         now = time.monotonic()
         if now < self.until:
-            self.until = now + self.recovery
+            self.until = now + self.circuit.recovery
             raise RefusedError
         if self.trying:
             raise RefusedError
@@ -113,12 +108,12 @@ class StiffBreaker:
         if error is None:
             if self.trying or self.until is None:
                 self.failures, self.until, self.trying = 0, None, False
-        elif self.ignored is None or not isinstance(error, self.ignored):
+        elif not self.circuit.ignores(error):
             self.failures += 1
-            if self.until is None and self.failures >= self.threshold:
-                self.until = time.monotonic() + self.recovery
+            if self.until is None and self.failures >= self.circuit.failures:
+                self.until = time.monotonic() + self.circuit.recovery
             elif self.trying and isinstance(error, Exception):
-                self.until, self.trying = time.monotonic() + self.recovery, False
+                self.until, self.trying = time.monotonic() + self.circuit.recovery, False
 
     async def call(self, function: Function) -> object:
         self.admit()
@@ -181,8 +176,8 @@ def least_recent(make: Callable[[], Any], keys: int) -> Callable[[str], Any]:
     made: OrderedDict[str, Any] = OrderedDict()
 
     def get(key: str) -> object:
-        made.setdefault(key, None)
-        made[key] = made[key] or make()
+        if key not in made:
+            made[key] = make()
         made.move_to_end(key)
         if len(made) > keys:
             made.popitem(last=False)
@@ -285,24 +280,15 @@ class LooseRetry:
 class Loose(Library):
     """Lets through what it should not."""
 
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
-        return Breaker(LooseBreaker(failures, recovery, listener).call, lambda function: function)
+    def breaker(self, circuit: Circuit) -> Breaker:
+        return Breaker(LooseBreaker(circuit).call, lambda function: function)
 
-    def plain_breaker(
-        self, *, failures: int, recovery: float, listener: Callable[[], None] | None = None
-    ) -> Callable[[PlainFunction], object]:
-        return LooseBreaker(failures, recovery, listener).call_plainly
+    def plain_breaker(self, circuit: Circuit) -> Callable[[PlainFunction], object]:
+        return LooseBreaker(circuit).call_plainly
 
-    def keyed_breaker(self, *, failures: int, recovery: float, keys: int) -> Keyed:
-        get = least_recent(lambda: LooseBreaker(failures, recovery), keys)
-        return Keyed(lambda key, function: get(key).call(function))
+    def keyed_breaker(self, circuit: Circuit, *, keys: int) -> Callable[[str], Breaker]:
+        get = least_recent(lambda: LooseBreaker(circuit), keys)
+        return lambda key: Breaker(get(key).call)
 
     def limiter(self, *, calls: int, period: float) -> Limiter:
         bucket = Bucket(calls, period)
@@ -402,20 +388,11 @@ class Loose(Library):
 class Stiff(Library):
     """Keeps what it should give back."""
 
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
-        breaker = StiffBreaker(failures, recovery, ignored)
+    def breaker(self, circuit: Circuit) -> Breaker:
+        breaker = StiffBreaker(circuit)
         return Breaker(breaker.call, breaker.decorate)
 
-    def plain_breaker(
-        self, *, failures: int, recovery: float, listener: Callable[[], None] | None = None
-    ) -> Callable[[PlainFunction], object]:
+    def plain_breaker(self, circuit: Circuit) -> Callable[[PlainFunction], object]:
         lock = threading.Lock()
 
         def call(function: PlainFunction) -> object:

@@ -15,9 +15,9 @@ import attrs
 __all__ = [
     "Breaker",
     "Call",
+    "Circuit",
     "Decorator",
     "Function",
-    "Keyed",
     "Library",
     "Limiter",
     "NotOffered",
@@ -46,6 +46,30 @@ class NotOffered(BaseException):
         Library.refused = why
 
 
+@attrs.frozen(kw_only=True)
+class Circuit:
+    """The terms of a circuit breaker: open after so many `failures` in a row, then try again after `recovery` seconds.
+
+    There is one trial at a time, and one success closes the circuit.
+    """
+
+    failures: int
+    recovery: float
+    ignored: type[Exception] | None = None
+    """An exception of this class says nothing about the service."""
+    listener: Callable[[], None] | None = None
+    """Is told of each change."""
+
+    def ignores(self, error: BaseException) -> bool:
+        """Tell whether an exception says nothing about the service."""
+        return self.ignored is not None and isinstance(error, self.ignored)
+
+    def tell(self, *_: object) -> None:
+        """Tell the listener, if there is one, whatever the library has to say besides."""
+        if self.listener is not None:
+            self.listener()
+
+
 @attrs.frozen
 class Breaker:
     """A circuit breaker: `call` runs one call; `decorate`, where the library has a decorator, decorates."""
@@ -66,13 +90,6 @@ class Limiter:
 
     try_acquire: Callable[[int], Awaitable[bool]]
     retry_after: Callable[[], Awaitable[float]] | None = None
-
-
-@attrs.frozen
-class Keyed:
-    """A guard for each key; `call(key, function)`."""
-
-    call: Callable[[str, Function], Awaitable[object]]
 
 
 PlainLimiter: TypeAlias = Callable[[], bool]
@@ -102,28 +119,16 @@ class Library:
     """Case to the place where the library's documentation says that it behaves otherwise."""
     refused: ClassVar[str | None] = None
 
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
-        """Open after so many failures in a row, try again after `recovery`: one trial at a time, one success closes.
-
-        An exception of the class `ignored` says nothing about the service. The listener is told of each change.
-        """
+    def breaker(self, circuit: Circuit) -> Breaker:
+        """Make a circuit breaker on these terms."""
         not_offered()
 
-    def plain_breaker(
-        self, *, failures: int, recovery: float, listener: Callable[[], None] | None = None
-    ) -> Callable[[PlainFunction], object]:
+    def plain_breaker(self, circuit: Circuit) -> Callable[[PlainFunction], object]:
         """Return what calls a plain function under such a breaker."""
         not_offered()
 
-    def keyed_breaker(self, *, failures: int, recovery: float, keys: int) -> Keyed:
-        """Make a breaker for each key, of which at most `keys` are kept."""
+    def keyed_breaker(self, circuit: Circuit, *, keys: int) -> Callable[[str], Breaker]:
+        """Return what finds the breaker of a key; at most `keys` of them are kept."""
         not_offered()
 
     def limiter(self, *, calls: int, period: float) -> Limiter:

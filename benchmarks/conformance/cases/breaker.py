@@ -7,6 +7,8 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING
 
+import attrs
+
 from benchmarks.conformance.case import (
     Gate,
     Killed,
@@ -19,6 +21,7 @@ from benchmarks.conformance.case import (
     prepare,
     settle,
 )
+from benchmarks.conformance.library import Circuit
 from benchmarks.conformance.plain import break_circuit, failure, pass_time
 
 if TYPE_CHECKING:
@@ -28,21 +31,22 @@ __all__: list[str] = []
 
 FAILURES = 2
 RECOVERY = 10.0
+CIRCUIT = Circuit(failures=FAILURES, recovery=RECOVERY)
 AFTER_RECOVERY = RECOVERY + 1.5
 """Clear of the instant itself, and of libraries that count whole seconds."""
 CALLERS = 10
 
 
-async def opened(library: Library, *, ignored: type[Exception] | None = None) -> Breaker:
+async def opened(library: Library, circuit: Circuit = CIRCUIT) -> Breaker:
     """Return a breaker whose circuit has just opened."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY, ignored=ignored)
+    breaker = library.breaker(circuit)
     await open_circuit(breaker, failures=FAILURES)
     return breaker
 
 
-async def opened_and_due(library: Library, *, ignored: type[Exception] | None = None) -> Breaker:
+async def opened_and_due(library: Library, circuit: Circuit = CIRCUIT) -> Breaker:
     """Return a breaker whose circuit was open and is due for a trial."""
-    breaker = await opened(library, ignored=ignored)
+    breaker = await opened(library, circuit)
     await asyncio.sleep(AFTER_RECOVERY)
     return breaker
 
@@ -106,7 +110,7 @@ async def half_open_flood(library: Library) -> None:
 )
 def half_open_flood_of_threads(library: Library) -> None:
     """Several threads call a circuit that is due; each stays inside until all have had time to come."""
-    call = library.plain_breaker(failures=FAILURES, recovery=RECOVERY)
+    call = library.plain_breaker(CIRCUIT)
     break_circuit(call, failures=FAILURES)
     pass_time(AFTER_RECOVERY)
     inside = 0
@@ -226,7 +230,7 @@ async def hung_trial_wedges(library: Library) -> None:
 )
 async def ignored_trial_wedges(library: Library) -> None:
     """The trial gets, for example, a 404: no verdict on the service."""
-    breaker = await opened_and_due(library, ignored=LookupError)
+    breaker = await opened_and_due(library, attrs.evolve(CIRCUIT, ignored=LookupError))
     trial = Service()
     await outcome(breaker.call(trial.function(LookupError)))
     prepare(trial.calls == 1, "the trial is not admitted")
@@ -242,7 +246,7 @@ async def ignored_trial_wedges(library: Library) -> None:
 )
 async def cancellation_counts_as_failure(library: Library) -> None:
     """Callers who lose patience say nothing about the service."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
+    breaker = library.breaker(CIRCUIT)
     for _ in range(2 * FAILURES):
         service = Service()
         call = asyncio.ensure_future(breaker.call(service.function(gate=Gate())))
@@ -261,7 +265,7 @@ async def cancellation_counts_as_failure(library: Library) -> None:
 )
 async def cancellation_counts_as_success(library: Library) -> None:
     """It leaves the run of failures as it was."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
+    breaker = library.breaker(CIRCUIT)
     for _ in range(FAILURES - 1):
         await outcome(breaker.call(Service().function(ServiceError)))
     await begin_and_cancel(breaker)
@@ -274,7 +278,7 @@ async def late_call(
     library: Library, error: type[Exception] | None
 ) -> tuple[Breaker, Gate, asyncio.Future[Exception | None]]:
     """Begin a call, open the circuit beside it, and return both, and the gate that ends the call."""
-    breaker, gate = library.breaker(failures=FAILURES, recovery=RECOVERY), Gate()
+    breaker, gate = library.breaker(CIRCUIT), Gate()
     task = await begin_call(breaker, gate, error)
     await open_circuit(breaker, failures=FAILURES)
     return breaker, gate, task

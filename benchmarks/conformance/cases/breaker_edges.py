@@ -8,6 +8,8 @@ import traceback
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
+import attrs
+
 from benchmarks.conformance import virtual
 from benchmarks.conformance.case import (
     OWN_READING,
@@ -22,7 +24,7 @@ from benchmarks.conformance.case import (
     prepare,
     use,
 )
-from benchmarks.conformance.cases.breaker import AFTER_RECOVERY, FAILURES, RECOVERY, comes_back, most_at_once, opened
+from benchmarks.conformance.cases.breaker import AFTER_RECOVERY, CIRCUIT, FAILURES, comes_back, most_at_once, opened
 from benchmarks.conformance.library import not_offered
 from benchmarks.conformance.plain import fail_through, failure, reached_through
 
@@ -79,7 +81,7 @@ async def listener_raises(library: Library) -> None:
     def listener() -> None:
         raise ListenerError
 
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY, listener=listener)
+    breaker = library.breaker(attrs.evolve(CIRCUIT, listener=listener))
     seen = [await outcome(breaker.call(Service().function(ServiceError))) for _ in range(FAILURES)]
 
     expect(not any(isinstance(error, ListenerError) for error in seen), "the listener's error reaches the caller")
@@ -109,7 +111,7 @@ def listener_calls_back(library: Library) -> None:
             failure(lambda: call(lambda: None))
             inside = False
 
-    call = library.plain_breaker(failures=FAILURES, recovery=RECOVERY, listener=listener)
+    call = library.plain_breaker(attrs.evolve(CIRCUIT, listener=listener))
 
     fail_through(call, times=FAILURES)
     reached = reached_through(call)
@@ -126,7 +128,7 @@ def listener_calls_back(library: Library) -> None:
 )
 def threads_run_one_after_another(library: Library) -> None:
     """Each waits inside for the other."""
-    call = library.plain_breaker(failures=FAILURES, recovery=RECOVERY)
+    call = library.plain_breaker(CIRCUIT)
     meeting = threading.Barrier(2, timeout=2)
     met: list[int] = []
 
@@ -171,7 +173,7 @@ async def refusals_share_an_exception(library: Library) -> None:
 )
 async def generator_is_not_guarded(library: Library) -> None:
     """It fails in the middle, again and again; a decorator that lets it pass by says nothing and does nothing."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
+    breaker = library.breaker(CIRCUIT)
     begun = 0
 
     async def stream() -> AsyncIterator[str]:
@@ -199,7 +201,7 @@ async def generator_is_not_guarded(library: Library) -> None:
 )
 async def dropped_stream_wedges(library: Library) -> None:
     """The reader takes one item and closes the stream."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
+    breaker = library.breaker(CIRCUIT)
 
     async def stream() -> AsyncIterator[str]:
         yield "item"
@@ -236,7 +238,7 @@ async def dropped_stream_wedges(library: Library) -> None:
 )
 async def async_object_is_not_guarded(library: Library) -> None:
     """It is no coroutine function, but calling it gives an awaitable that fails."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
+    breaker = library.breaker(CIRCUIT)
     endpoint = Endpoint()
     try:
         guarded = breaker.decorated(endpoint)
@@ -256,7 +258,7 @@ async def async_object_is_not_guarded(library: Library) -> None:
 )
 def breaker_is_bound_to_a_loop(library: Library) -> None:
     """The circuit opens in one loop, recovers in the next, with many callers, and is closed in the third."""
-    breaker = library.breaker(failures=FAILURES, recovery=RECOVERY)
+    breaker = library.breaker(CIRCUIT)
 
     async def break_it() -> None:
         await open_circuit(breaker, failures=FAILURES)
@@ -281,14 +283,9 @@ def breaker_is_bound_to_a_loop(library: Library) -> None:
 )
 async def eviction_readmits(library: Library) -> None:
     """More keys than are kept come by while the circuit of one of them is open."""
-    keyed = library.keyed_breaker(failures=FAILURES, recovery=RECOVERY, keys=4)
-    for _ in range(FAILURES):
-        await outcome(keyed.call("down", Service().function(ServiceError)))
-    service = Service()
-    await outcome(keyed.call("down", service.function()))
-    prepare(not service.calls, "the circuit does not open")
+    breaker_of = library.keyed_breaker(CIRCUIT, keys=4)
+    await open_circuit(breaker_of("down"), failures=FAILURES)
     for number in range(20):
-        await outcome(keyed.call(f"other {number}", Service().function()))
-    await outcome(keyed.call("down", service.function()))
+        await outcome(breaker_of(f"other {number}").call(Service().function()))
 
-    expect(not service.calls, "the key that is down is admitted again")
+    expect(not await Service().reached_through(breaker_of("down")), "the key that is down is admitted again")

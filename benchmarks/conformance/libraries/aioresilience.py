@@ -30,7 +30,7 @@ from benchmarks.conformance.library import Breaker, Library, Limiter, not_offere
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from benchmarks.conformance.library import Decorator
+    from benchmarks.conformance.library import Circuit, Decorator
 
 PERIODS = {1.0: "second", 60.0: "minute", 3600.0: "hour"}
 
@@ -40,29 +40,22 @@ class AioResilience(Library):
         "eviction-resets-the-quota": "the documentation of `RateLimitConfig` says that the least recently used go"
     }
 
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
+    def breaker(self, circuit: Circuit) -> Breaker:
         breaker = CircuitBreaker(
             name="service",
             config=CircuitConfig(
-                failure_threshold=failures,
-                recovery_timeout=recovery,
+                failure_threshold=circuit.failures,
+                recovery_timeout=circuit.recovery,
                 success_threshold=1,
                 half_open_max_calls=1,
-                failure_predicate=None if ignored is None else lambda error: not isinstance(error, ignored),
+                failure_predicate=None if circuit.ignored is None else lambda error: not circuit.ignores(error),
             ),
         )
-        if listener is not None:
+        if circuit.listener is not None:
 
             @breaker.events.on(EventType.STATE_CHANGE)
             async def changed(_event: object) -> None:
-                listener()
+                circuit.tell()
 
         return Breaker(breaker.call, with_circuit_breaker(breaker))
 

@@ -11,35 +11,28 @@ from benchmarks.conformance.library import Breaker, Library, not_offered
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.conformance.library import PlainFunction
+    from benchmarks.conformance.library import Circuit, PlainFunction
+
+
+def _breaker(circuit: Circuit) -> CircuitBreaker:
+    if circuit.listener is not None:
+        not_offered("no listeners")
+    return CircuitBreaker(
+        failure_threshold=circuit.failures,
+        recovery_timeout=circuit.recovery,
+        expected_exception=None
+        if circuit.ignored is None
+        else lambda kind, error: issubclass(kind, Exception) and not circuit.ignores(error),
+    )
 
 
 class CircuitBreakerLibrary(Library):
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
-        if listener is not None:
-            not_offered("no listeners")
-        breaker = CircuitBreaker(
-            failure_threshold=failures,
-            recovery_timeout=recovery,
-            expected_exception=None
-            if ignored is None
-            else lambda kind, _: issubclass(kind, Exception) and not issubclass(kind, ignored),
-        )
+    def breaker(self, circuit: Circuit) -> Breaker:
+        breaker = _breaker(circuit)
         return Breaker(lambda function: breaker(function)(), breaker)
 
-    def plain_breaker(
-        self, *, failures: int, recovery: float, listener: Callable[[], None] | None = None
-    ) -> Callable[[PlainFunction], object]:
-        if listener is not None:
-            not_offered("no listeners")
-        breaker = CircuitBreaker(failure_threshold=failures, recovery_timeout=recovery)
+    def plain_breaker(self, circuit: Circuit) -> Callable[[PlainFunction], object]:
+        breaker = _breaker(circuit)
         return lambda function: breaker(function)()
 
 

@@ -16,26 +16,20 @@ from hyx.timeout import timeout
 from benchmarks.conformance.library import Breaker, Library, Limiter, not_offered
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from benchmarks.conformance.library import Decorator
+    from benchmarks.conformance.library import Circuit, Decorator
 
 
 class Hyx(Library):
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
-        if listener is not None:
+    def breaker(self, circuit: Circuit) -> Breaker:
+        if circuit.listener is not None:
             not_offered("no listeners")
-        if ignored is not None:
+        if circuit.ignored is not None:
             not_offered("exceptions are named that count, not that do not")
         breaker = consecutive_breaker(
-            exceptions=Exception, failure_threshold=failures, recovery_time_secs=recovery, recovery_threshold=1
+            exceptions=Exception,
+            failure_threshold=circuit.failures,
+            recovery_time_secs=circuit.recovery,
+            recovery_threshold=1,
         )
         return Breaker(lambda function: breaker(function)(), breaker)
 

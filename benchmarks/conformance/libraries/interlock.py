@@ -12,7 +12,7 @@ from benchmarks.conformance.library import Breaker, Library
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.conformance.library import Decorator, PlainDecorator, PlainFunction
+    from benchmarks.conformance.library import Circuit, Decorator, PlainDecorator, PlainFunction
 
 
 class _Listener:
@@ -44,25 +44,20 @@ class _Classifier:
         return exception is not None and not isinstance(exception, self._ignored)
 
 
-def _breaker(
-    failures: int,
-    recovery: float,
-    ignored: type[Exception] | None = None,
-    listener: Callable[[], None] | None = None,
-) -> CircuitBreaker:
+def _breaker(circuit: Circuit) -> CircuitBreaker:
     # It opens by rate: all of the last calls, if they are as many as that.
     config = Config(
         failure_rate_threshold=1.0,
-        minimum_number_of_calls=failures,
-        wait_duration_in_open=recovery,
+        minimum_number_of_calls=circuit.failures,
+        wait_duration_in_open=circuit.recovery,
         permitted_calls_in_half_open=1,
         max_concurrent_probes=1,
     )
     return CircuitBreaker(
         name="service",
         config=config,
-        classifier=None if ignored is None else _Classifier(ignored),
-        listener=None if listener is None else _Listener(listener),
+        classifier=None if circuit.ignored is None else _Classifier(circuit.ignored),
+        listener=None if circuit.listener is None else _Listener(circuit.listener),
     )
 
 
@@ -71,21 +66,12 @@ class Interlock(Library):
         "bulkhead-is-bound-to-a-loop": "the documentation of `BulkheadStrategy` says that one belongs to a single loop",
     }
 
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
-        breaker = _breaker(failures, recovery, ignored, listener)
+    def breaker(self, circuit: Circuit) -> Breaker:
+        breaker = _breaker(circuit)
         return Breaker(breaker.call_async, breaker)
 
-    def plain_breaker(
-        self, *, failures: int, recovery: float, listener: Callable[[], None] | None = None
-    ) -> Callable[[PlainFunction], object]:
-        return _breaker(failures, recovery, listener=listener).call_sync
+    def plain_breaker(self, circuit: Circuit) -> Callable[[PlainFunction], object]:
+        return _breaker(circuit).call_sync
 
     def bulkhead(self, *, limit: int, queue: int = 0, max_wait: float | None = None) -> Breaker:
         # A wait without an end cannot be asked for.

@@ -7,23 +7,26 @@ from typing import TYPE_CHECKING, ClassVar
 import nopanic
 from nopanic import backoff
 
-from benchmarks.conformance.library import Breaker, Keyed, Library, Limiter, not_offered
+from benchmarks.conformance.library import Breaker, Library, Limiter, not_offered
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from benchmarks.conformance.library import Decorator, PlainDecorator, PlainFunction, PlainLimiter
+    from benchmarks.conformance.library import Circuit, Decorator, PlainDecorator, PlainFunction, PlainLimiter
 
 
-def _breaker(failures: int, recovery: float, **options: object) -> nopanic.circuit_breaker:
+def _breaker(circuit: Circuit) -> nopanic.circuit_breaker:
     # It opens by rate: all of the last calls, if they are as many as that.
     return nopanic.circuit_breaker(
         failure_threshold=1.0,
-        min_calls=failures,
+        min_calls=circuit.failures,
         window=600.0,
-        reset_timeout=recovery,
+        reset_timeout=circuit.recovery,
         half_open_max_calls=1,
-        **options,
+        on=Exception
+        if circuit.ignored is None
+        else lambda error: isinstance(error, Exception) and not circuit.ignores(error),
+        on_state_change=None if circuit.listener is None else circuit.tell,
     )
 
 
@@ -33,32 +36,16 @@ class NoPanic(Library):
         "eviction-resets-the-quota": "the documentation of `keyed` says that the state of an evicted policy is dropped",
     }
 
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
-        breaker = _breaker(
-            failures,
-            recovery,
-            on=Exception
-            if ignored is None
-            else lambda error: isinstance(error, Exception) and not isinstance(error, ignored),
-            on_state_change=None if listener is None else lambda *_: listener(),
-        )
+    def breaker(self, circuit: Circuit) -> Breaker:
+        breaker = _breaker(circuit)
         return Breaker(breaker.acall, breaker)
 
-    def plain_breaker(
-        self, *, failures: int, recovery: float, listener: Callable[[], None] | None = None
-    ) -> Callable[[PlainFunction], object]:
-        return _breaker(failures, recovery, on_state_change=None if listener is None else lambda *_: listener()).call
+    def plain_breaker(self, circuit: Circuit) -> Callable[[PlainFunction], object]:
+        return _breaker(circuit).call
 
-    def keyed_breaker(self, *, failures: int, recovery: float, keys: int) -> Keyed:
-        keyed = nopanic.keyed(lambda _: _breaker(failures, recovery), key=lambda key, **_: key, maxsize=keys)
-        return Keyed(lambda key, function: keyed.get(key).acall(function))
+    def keyed_breaker(self, circuit: Circuit, *, keys: int) -> Callable[[str], Breaker]:
+        keyed = nopanic.keyed(lambda _: _breaker(circuit), key=lambda key, **_: key, maxsize=keys)
+        return lambda key: Breaker(keyed.get(key).acall)
 
     def limiter(self, *, calls: int, period: float) -> Limiter:
         limiter = nopanic.rate_limit(calls, period, burst=calls, max_wait=0)

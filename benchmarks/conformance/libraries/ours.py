@@ -5,62 +5,48 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from benchmarks.conformance.library import Breaker, Keyed, Library, Limiter
+from benchmarks.conformance.library import Breaker, Library, Limiter
 from resilience import (
     Bulkhead,
     CircuitBreaker,
     ExponentialBackoff,
     Fallback,
     Hedge,
+    Keyed,
     RateLimiter,
     Retry,
     Timeout,
 )
-from resilience import Keyed as KeyedGuard
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from benchmarks.conformance.library import Decorator, PlainDecorator, PlainFunction, PlainLimiter
+    from benchmarks.conformance.library import Circuit, Decorator, PlainDecorator, PlainFunction, PlainLimiter
+
+
+def _breaker(circuit: Circuit) -> CircuitBreaker:
+    return CircuitBreaker(
+        failure_threshold=circuit.failures,
+        recovery_timeout=circuit.recovery,
+        on_state_change=None if circuit.listener is None else circuit.tell,
+        is_failure=lambda error: not circuit.ignores(error),
+    )
 
 
 class Ours(Library):
     """`resilience`, on its system clock."""
 
-    def _breaker(self, failures: int, recovery: float, listener: Callable[[], None] | None) -> CircuitBreaker:
-        return CircuitBreaker(
-            failure_threshold=failures,
-            recovery_timeout=recovery,
-            on_state_change=None if listener is None else lambda *_: listener(),
-        )
-
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
-        breaker = CircuitBreaker(
-            failure_threshold=failures,
-            recovery_timeout=recovery,
-            on_state_change=None if listener is None else lambda *_: listener(),
-            is_failure=lambda error: not (ignored is not None and isinstance(error, ignored)),
-        )
+    def breaker(self, circuit: Circuit) -> Breaker:
+        breaker = _breaker(circuit)
         return Breaker(breaker.call, breaker)
 
-    def plain_breaker(
-        self, *, failures: int, recovery: float, listener: Callable[[], None] | None = None
-    ) -> Callable[[PlainFunction], object]:
-        breaker = self._breaker(failures, recovery, listener)
+    def plain_breaker(self, circuit: Circuit) -> Callable[[PlainFunction], object]:
+        breaker = _breaker(circuit)
         return lambda function: breaker(function)()
 
-    def keyed_breaker(self, *, failures: int, recovery: float, keys: int) -> Keyed:
-        keyed: KeyedGuard[str, CircuitBreaker] = KeyedGuard(
-            lambda _: self._breaker(failures, recovery, None), max_keys=keys
-        )
-        return Keyed(lambda key, function: keyed[key].call(function))
+    def keyed_breaker(self, circuit: Circuit, *, keys: int) -> Callable[[str], Breaker]:
+        keyed: Keyed[str, CircuitBreaker] = Keyed(lambda _: _breaker(circuit), max_keys=keys)
+        return lambda key: Breaker(keyed[key].call)
 
     def limiter(self, *, calls: int, period: float) -> Limiter:
         limiter = RateLimiter(rate=calls / period, capacity=calls)
@@ -81,7 +67,7 @@ class Ours(Library):
         return RateLimiter(rate=calls / period, capacity=calls).try_acquire
 
     def keyed_limiter(self, *, calls: int, period: float, keys: int) -> Callable[[str], Awaitable[bool]]:
-        keyed: KeyedGuard[str, RateLimiter] = KeyedGuard(
+        keyed: Keyed[str, RateLimiter] = Keyed(
             lambda _: RateLimiter(rate=calls / period, capacity=calls), max_keys=keys
         )
 

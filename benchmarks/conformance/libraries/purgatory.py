@@ -11,7 +11,7 @@ from benchmarks.conformance.library import Breaker, Library
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.conformance.library import Function, PlainFunction
+    from benchmarks.conformance.library import Circuit, Function, PlainFunction
 
 CIRCUIT = "service"
 
@@ -25,19 +25,14 @@ def _hook(tell: Callable[[], None]) -> Callable[[str, str, object], None]:
 
 
 class Purgatory(Library):
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
+    def breaker(self, circuit: Circuit) -> Breaker:
         factory = AsyncCircuitBreakerFactory(
-            default_threshold=failures, default_ttl=recovery, exclude=[] if ignored is None else [ignored]
+            default_threshold=circuit.failures,
+            default_ttl=circuit.recovery,
+            exclude=[] if circuit.ignored is None else [circuit.ignored],
         )
-        if listener is not None:
-            factory.add_listener(_hook(listener))
+        if circuit.listener is not None:
+            factory.add_listener(_hook(circuit.listener))
 
         async def call(function: Function) -> object:
             async with await factory.get_breaker(CIRCUIT):
@@ -45,12 +40,10 @@ class Purgatory(Library):
 
         return Breaker(call, factory(CIRCUIT))
 
-    def plain_breaker(
-        self, *, failures: int, recovery: float, listener: Callable[[], None] | None = None
-    ) -> Callable[[PlainFunction], object]:
-        factory = SyncCircuitBreakerFactory(default_threshold=failures, default_ttl=recovery)
-        if listener is not None:
-            factory.add_listener(_hook(listener))
+    def plain_breaker(self, circuit: Circuit) -> Callable[[PlainFunction], object]:
+        factory = SyncCircuitBreakerFactory(default_threshold=circuit.failures, default_ttl=circuit.recovery)
+        if circuit.listener is not None:
+            factory.add_listener(_hook(circuit.listener))
 
         def call(function: PlainFunction) -> object:
             with factory.get_breaker(CIRCUIT):

@@ -11,7 +11,7 @@ from benchmarks.conformance.library import Breaker, Library, complete
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from benchmarks.conformance.library import Function, PlainFunction
+    from benchmarks.conformance.library import Circuit, Function, PlainFunction
 
 
 class _Listener(CircuitBreakerListener):
@@ -22,40 +22,26 @@ class _Listener(CircuitBreakerListener):
         self._tell()
 
 
-def _breaker(
-    failures: int,
-    recovery: float,
-    ignored: type[Exception] | None = None,
-    listener: Callable[[], None] | None = None,
-) -> CircuitBreaker:
+def _breaker(circuit: Circuit) -> CircuitBreaker:
     return CircuitBreaker(
-        fail_max=failures,
-        reset_timeout=recovery,
-        exclude=[] if ignored is None else [ignored],
-        listeners=[] if listener is None else [_Listener(listener)],
+        fail_max=circuit.failures,
+        reset_timeout=circuit.recovery,
+        exclude=[] if circuit.ignored is None else [circuit.ignored],
+        listeners=[] if circuit.listener is None else [_Listener(circuit.listener)],
     )
 
 
 class PyBreaker(Library):
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
-        breaker = _breaker(failures, recovery, ignored, listener)
+    def breaker(self, circuit: Circuit) -> Breaker:
+        breaker = _breaker(circuit)
 
         async def call(function: Function) -> object:
             return breaker.call(lambda: complete(function))
 
         return Breaker(call)
 
-    def plain_breaker(
-        self, *, failures: int, recovery: float, listener: Callable[[], None] | None = None
-    ) -> Callable[[PlainFunction], object]:
-        return _breaker(failures, recovery, listener=listener).call
+    def plain_breaker(self, circuit: Circuit) -> Callable[[PlainFunction], object]:
+        return _breaker(circuit).call
 
 
 LIBRARY = PyBreaker()

@@ -11,6 +11,7 @@ from pyresilience import (
     FallbackConfig,
     RateLimiterConfig,
     RateLimitExceededError,
+    ResilienceEvent,
     RetryConfig,
     TimeoutConfig,
     resilient,
@@ -21,13 +22,25 @@ from benchmarks.conformance.library import Breaker, Library, Limiter, not_offere
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from benchmarks.conformance.library import Decorator, Function, PlainDecorator, PlainFunction, PlainLimiter
+    from benchmarks.conformance.library import Circuit, Decorator, Function, PlainDecorator, PlainFunction, PlainLimiter
 
 CHANGES = {EventType.CIRCUIT_OPEN, EventType.CIRCUIT_HALF_OPEN, EventType.CIRCUIT_CLOSED}
 
 
-def _listeners(listener: Callable[[], None] | None) -> list[object]:
-    return [] if listener is None else [lambda event: listener() if event.event_type in CHANGES else None]
+def _breaker(circuit: Circuit) -> Decorator:
+    def told(event: ResilienceEvent) -> None:
+        if event.event_type in CHANGES:
+            circuit.tell()
+
+    return resilient(
+        circuit_breaker=CircuitBreakerConfig(
+            failure_threshold=circuit.failures,
+            recovery_timeout=circuit.recovery,
+            success_threshold=1,
+            ignore_on=() if circuit.ignored is None else (circuit.ignored,),
+        ),
+        listeners=[] if circuit.listener is None else [told],
+    )
 
 
 def _shared(decorator: Decorator) -> Callable[[Function], Awaitable[object]]:
@@ -40,34 +53,12 @@ def _shared(decorator: Decorator) -> Callable[[Function], Awaitable[object]]:
 
 
 class PyResilience(Library):
-    def breaker(
-        self,
-        *,
-        failures: int,
-        recovery: float,
-        ignored: type[Exception] | None = None,
-        listener: Callable[[], None] | None = None,
-    ) -> Breaker:
-        decorator = resilient(
-            circuit_breaker=CircuitBreakerConfig(
-                failure_threshold=failures,
-                recovery_timeout=recovery,
-                success_threshold=1,
-                ignore_on=() if ignored is None else (ignored,),
-            ),
-            listeners=_listeners(listener),
-        )
+    def breaker(self, circuit: Circuit) -> Breaker:
+        decorator = _breaker(circuit)
         return Breaker(_shared(decorator), decorator)
 
-    def plain_breaker(
-        self, *, failures: int, recovery: float, listener: Callable[[], None] | None = None
-    ) -> Callable[[PlainFunction], object]:
-        @resilient(
-            circuit_breaker=CircuitBreakerConfig(
-                failure_threshold=failures, recovery_timeout=recovery, success_threshold=1
-            ),
-            listeners=_listeners(listener),
-        )
+    def plain_breaker(self, circuit: Circuit) -> Callable[[PlainFunction], object]:
+        @_breaker(circuit)
         def call(function: PlainFunction) -> object:
             return function()
 
