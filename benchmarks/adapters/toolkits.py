@@ -315,6 +315,7 @@ def _interlock_breaker(terms: Terms) -> CircuitBreaker:
     config = Config(
         failure_rate_threshold=1.0,
         minimum_number_of_calls=terms.failures,
+        window_size=terms.failures,
         wait_duration_in_open=terms.recovery,
         permitted_calls_in_half_open=1,
     )

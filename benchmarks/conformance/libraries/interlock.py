@@ -45,10 +45,11 @@ class _Classifier:
 
 
 def _breaker(circuit: Circuit) -> CircuitBreaker:
-    # It opens by rate: all of the last calls, if they are as many as that.
+    # It opens by rate, over a number of calls: all of the last ones are failures in a row.
     config = Config(
         failure_rate_threshold=1.0,
         minimum_number_of_calls=circuit.failures,
+        window_size=circuit.failures,
         wait_duration_in_open=circuit.recovery,
         permitted_calls_in_half_open=1,
         max_concurrent_probes=1,
