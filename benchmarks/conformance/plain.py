@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from benchmarks.conformance.library import PlainFunction
 
-__all__ = ["break_circuit", "fail_through", "failure", "pass_time", "reached_through"]
+__all__ = ["break_circuit", "fail_through", "failure", "in_threads", "pass_time", "reached_through"]
 
 
 def pass_time(seconds: float) -> None:
@@ -27,6 +28,15 @@ def failure(call: PlainFunction) -> Exception | None:
     except Exception as error:  # noqa: BLE001 - whatever the library has for it
         return error
     return None
+
+
+def in_threads(call: PlainFunction, *, count: int, timeout: float | None = None) -> None:
+    """Call in so many threads at the same time, and wait until they have ended, for each at most `timeout`."""
+    threads = [threading.Thread(target=call, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout)
 
 
 def fail_through(call: Callable[[PlainFunction], object], *, times: int) -> None:

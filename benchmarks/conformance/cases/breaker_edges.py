@@ -26,7 +26,7 @@ from benchmarks.conformance.case import (
 )
 from benchmarks.conformance.cases.breaker import AFTER_RECOVERY, CIRCUIT, FAILURES, comes_back, most_at_once, opened
 from benchmarks.conformance.library import not_offered
-from benchmarks.conformance.plain import fail_through, failure, reached_through
+from benchmarks.conformance.plain import fail_through, failure, in_threads, reached_through
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -135,11 +135,7 @@ def threads_run_one_after_another(library: Library) -> None:
     def inside() -> None:
         met.append(meeting.wait())
 
-    threads = [threading.Thread(target=lambda: failure(lambda: call(inside)), daemon=True) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(5)
+    in_threads(lambda: failure(lambda: call(inside)), count=2, timeout=5)
 
     expect(len(met) == 2, "one thread waits until the other has come out")
 

@@ -23,7 +23,7 @@ from benchmarks.conformance.case import (
     settle,
     use,
 )
-from benchmarks.conformance.plain import failure
+from benchmarks.conformance.plain import failure, in_threads
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -149,11 +149,7 @@ def threads_share_attempts(library: Library) -> None:
         raise ServiceError
 
     decorated = library.plain_retry(attempts=ATTEMPTS)(fail)
-    threads = [threading.Thread(target=lambda: failure(decorated), daemon=True) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(5)
+    in_threads(lambda: failure(decorated), count=2, timeout=5)
 
     expect(sorted(attempts.values()) == [ATTEMPTS, ATTEMPTS], f"the threads had {sorted(attempts.values())} attempts")
 

@@ -54,6 +54,26 @@ async def cancellation_becomes_a_timeout(library: Library) -> None:
             raise Failed(f"it ends with {type(task.exception()).__name__}")
 
 
+async def worker_survives(library: Library, *, steps: int) -> bool:
+    """Cancel a worker so many steps after its call is answered, and tell whether it goes on."""
+    gate, survived = Gate(), asyncio.Event()
+
+    async def worker() -> None:
+        await called(library.timeout(seconds=SECONDS)(Service().function(gate=gate)))
+        # The next thing that waits is where a cancellation must end it, if the call itself did not.
+        await asyncio.sleep(1)
+        survived.set()
+
+    task = asyncio.create_task(worker())
+    await settle()
+    gate.open()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=60)
+    return survived.is_set()
+
+
 @case(
     "timeout",
     "A cancellation at the instant when the call is answered is not lost",
@@ -63,23 +83,9 @@ async def cancellation_becomes_a_timeout(library: Library) -> None:
 async def answer_swallows_cancellation(library: Library) -> None:
     """A worker that is told to stop just then would go on for ever."""
     for steps in range(4):
-        gate, survived = Gate(), asyncio.Event()
+        survives = await worker_survives(library, steps=steps)
 
-        async def worker(gate: Gate = gate, survived: asyncio.Event = survived) -> None:
-            await called(library.timeout(seconds=SECONDS)(Service().function(gate=gate)))
-            # The next thing that waits is where a cancellation must end it, if the call itself did not.
-            await asyncio.sleep(1)
-            survived.set()
-
-        task = asyncio.create_task(worker())
-        await settle()
-        gate.open()
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task], timeout=60)
-
-        expect(not survived.is_set(), f"the worker goes on after it has been cancelled ({steps} steps)")
+        expect(not survives, f"the worker goes on after it has been cancelled ({steps} steps)")
 
 
 @case(
