@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Work: TypeAlias = Callable[[], Awaitable[object]]
 
-__all__ = ["HOUR", "OURS", "SECOND", "Kind", "Offer", "Terms", "not_true"]
+__all__ = ["HOUR", "OURS", "SECOND", "Kind", "Offer", "Terms", "is_false"]
 
 OURS = "resilience"
 SECOND = 1
@@ -62,7 +62,7 @@ class Terms:
     hedge_after: float = float(HOUR)
 
 
-def not_true(result: object) -> bool:
+def is_false(result: object) -> bool:
     """Tell whether an answer is a refusal, for limiters that answer True or False."""
     return result is False
 
@@ -81,4 +81,4 @@ class Offer:
     kind: Kind
     make: Callable[[Work, Terms], Work]
     threads: bool
-    is_refusal: Callable[[object], bool] = not_true
+    is_refusal: Callable[[object], bool] = is_false

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from benchmarks import ratios
+from benchmarks.conformance import board
 from benchmarks.guarantees import Guarantees, verify
 from benchmarks.offers import OURS, Kind, Offer, Terms
 
@@ -32,12 +33,7 @@ FIVE_AT_MOST = 0.6
 AS_FAST = 1.05
 """How much of what the fastest layer of its kind costs ours may cost. From run to run, equals differ by as much."""
 
-_PEERS = frozenset(
-    {
-        "aiobreaker", "aiolimiter", "aioresilience", "circuitbreaker", "hyx", "interlock", "limits", "nopanic",
-        "purgatory", "pybreaker", "pyrate-limiter", "pyresilience", "stamina", "tenacity", "throttled-py",
-    }
-)  # fmt: skip
+_PEERS = frozenset(entrant.name for entrant in board.LIBRARIES if entrant != board.OURS)
 
 
 @attrs.frozen

@@ -172,7 +172,9 @@ def _by_hand(work: Work, terms: Terms) -> Work:
 
 
 _BY_HAND = (
-    Offer(library="tenacity, circuitbreaker, aiolimiter, asyncio", kind=Kind.FIVE, make=_by_hand, threads=False),
+    Offer(
+        library="by hand: tenacity, circuitbreaker, aiolimiter, asyncio", kind=Kind.FIVE, make=_by_hand, threads=False
+    ),
     Offer(library="asyncio.timeout", kind=Kind.TIMEOUT, make=_asyncio_timeout, threads=True),
     Offer(library="asyncio.Semaphore", kind=Kind.BULKHEAD, make=_asyncio_semaphore, threads=False),
 )

@@ -328,23 +328,26 @@ def _interlock_retry(work: Work, terms: Terms) -> Work:
 
 _INTERLOCK = (
     Offer(
-        library="interlock", kind=Kind.BREAKER, make=lambda work, terms: _interlock_breaker(terms)(work), threads=True
+        library="interlock-cb",
+        kind=Kind.BREAKER,
+        make=lambda work, terms: _interlock_breaker(terms)(work),
+        threads=True,
     ),
-    Offer(library="interlock", kind=Kind.RETRY, make=_interlock_retry, threads=True),
+    Offer(library="interlock-cb", kind=Kind.RETRY, make=_interlock_retry, threads=True),
     Offer(
-        library="interlock",
+        library="interlock-cb",
         kind=Kind.TIMEOUT,
         make=lambda work, terms: Pipeline.builder().timeout(terms.seconds).build()(work),
         threads=True,
     ),
     Offer(
-        library="interlock",
+        library="interlock-cb",
         kind=Kind.BULKHEAD,
         make=lambda work, terms: Pipeline.builder().bulkhead(terms.concurrent).build()(work),
         threads=False,
     ),
     Offer(
-        library="interlock",
+        library="interlock-cb",
         kind=Kind.FALLBACK,
         make=lambda work, _: Pipeline.builder().fallback(lambda _: True).build()(work),
         threads=True,

@@ -86,6 +86,11 @@ def page(cells: Sequence[Cell]) -> str:
     return "\n".join(parts)
 
 
+def listed(text: str) -> list[str]:
+    """Return the ids of the cases that the tables of a page have rows for, in order."""
+    return [line.rpartition("(`")[2].partition("`)")[0] for line in text.splitlines() if "(`" in line and "|" in line]
+
+
 def summary(cells: Sequence[Cell]) -> str:
     """Return a line for each library, for the terminal."""
     lines = []
@@ -102,8 +107,8 @@ def _libraries(cells: Iterable[Cell]) -> list[Entrant]:
 
 
 def _figures(cells: Sequence[Cell], libraries: Sequence[Entrant]) -> str:
-    rows = ["| | version | ✓ | ✗ | d | ? | – |", "|---|---|---|---|---|---|---|"]
     order = (Verdict.PASS, Verdict.FAIL, Verdict.DOCUMENTED, Verdict.ERROR, Verdict.NOT_OFFERED)
+    rows = [f"| | version | {' | '.join(MARKS[verdict] for verdict in order)} |", "|---|---|" + "---|" * len(order)]
     for library in libraries:
         counts = Counter(cell.verdict for cell in cells if cell.library == library)
         rows.append(
@@ -194,7 +199,7 @@ def drawn(cells: Sequence[Cell]) -> str:
     ]
     legend = []
     x = LEFT
-    for verdict in (Verdict.PASS, Verdict.FAIL, Verdict.DOCUMENTED, Verdict.NOT_OFFERED):
+    for verdict in (verdict for verdict in Verdict if verdict in verdicts.values()):
         legend.append(
             _square(x, y + 14, verdict) + f'<text x="{x + SIDE + 4}" y="{y + 26}" fill="#17202a">{verdict.value}</text>'
         )
@@ -227,8 +232,3 @@ def _square(x: int, y: int, verdict: Verdict) -> str:
             ' stroke="#ffffff" stroke-width="2"/>'
         )
     return square
-
-
-def listed(text: str) -> list[str]:
-    """Return the ids of the cases that the tables of a page have rows for, in order."""
-    return [line.rpartition("(`")[2].partition("`)")[0] for line in text.splitlines() if "(`" in line and "|" in line]
