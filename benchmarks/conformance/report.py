@@ -48,9 +48,10 @@ $ python -m benchmarks.conformance --write
 * Each cell runs in a process of its own; one that hangs is a failure, and ends nothing but itself.
 * Few libraries take a clock, so none is given one: `time`, `datetime` and the event loop read a virtual clock that is
   installed before any library is imported. A turn of the loop takes a microsecond and a timer is late by up to a
-  millisecond, as on Linux. Where threads meet, they meet at barriers, in real time. One case, *threads-over-admit*, is
-  a race that may be missed: there a pass is no proof. limits 5.8.0 fails it in some runs ("threads can only be started
-  once", or one too many admitted) and passes it in others.
+  millisecond, as on Linux. Where threads meet, they meet at barriers, in real time; in *half-open-flood-of-threads*
+  each has a tenth of a second to come inside. One case, *threads-over-admit*, is a race that may be missed: there a
+  pass is no proof. limits 5.8.0 fails it in some runs ("threads can only be started once", or one too many admitted)
+  and passes it in others.
 * The event loop is asyncio's, since that is the one that all of them know.
 * Verdicts are those of the Python below. Before 3.12 `asyncio.wait_for` could lose a cancellation, and a library that
   builds on it loses it too (*answer-swallows-cancellation*); its authors may fairly point at Python.
