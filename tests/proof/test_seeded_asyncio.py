@@ -357,17 +357,19 @@ def test_runs_do_not_nest() -> None:
         run(body)
 
 
+async def twelve_seconds() -> list[tuple[float, float, float]]:
+    """Sleep for a second at a time; return what the loop and both clocks show after each."""
+    clock, seen = SystemClock(), []
+    for _ in range(12):
+        await asyncio.sleep(1.0)
+        seen.append((asyncio.get_running_loop().time(), clock.monotonic_ns() / 10**9, clock.time_ns() / 10**9))
+    return seen
+
+
 def test_faults_of_clocks_are_injected_and_counted() -> None:
-    """Each kind happens, none that was not asked for, and each as large as it may be at most."""
+    """Each kind happens, and none that was not asked for."""
     most = Faults(early=0.1, late=0.2, forward=5.0, back=2.0, stall=0.5, wall=100.0, odds=3)
-
-    async def body() -> list[tuple[float, float, float]]:
-        clock, seen = SystemClock(), []
-        for _ in range(12):
-            await asyncio.sleep(1.0)
-            seen.append((asyncio.get_running_loop().time(), clock.monotonic_ns() / 10**9, clock.time_ns() / 10**9))
-        return seen
-
+    body = twelve_seconds
     kinds: set[str] = set()
     went_back = early = False
     for seed in range(20):
@@ -383,6 +385,52 @@ def test_faults_of_clocks_are_injected_and_counted() -> None:
     assert early
     assert not record(body, schedule=Random(1)).faults
     assert set(record(body, schedule=Random(1), faults=Faults(wall=1.0, odds=2)).faults) == {"wall"}
+
+
+def sign(seconds: float) -> int:
+    """Tell which way a clock has gone wrong, if it has."""
+    return 0 if abs(seconds) < 1e-6 else int(math.copysign(1, seconds))
+
+
+@pytest.mark.parametrize(
+    ("kind", "passed", "shown", "wall"),
+    [
+        ("early", {-1}, {0}, {0}),
+        ("late", {1}, {0}, {0}),
+        ("forward", {0}, {1}, {0}),
+        ("back", {0}, {-1}, {0}),
+        ("stall", {0}, {-1}, {0}),
+        ("wall", {0}, {0}, {-1, 1}),
+    ],
+)
+def test_fault_is_what_it_is_called(kind: str, passed: set[int], shown: set[int], wall: set[int]) -> None:
+    """It makes timers come early or late, or one clock show more or less than has passed; never more than it may."""
+    found: list[tuple[int, int, int]] = []
+    for seed in range(20):
+        told = record(twelve_seconds, schedule=Random(seed), faults=Faults(**{kind: 0.25}, odds=4))
+        seen = told.outcome()
+        loop, monotonic, unix = (last - first for first, last in zip(seen[0], seen[-1], strict=True))
+        wrong = loop - 11.0, monotonic - loop, unix - loop
+        assert max(map(abs, wrong)) <= 0.25 * told.faults[kind] + 1e-6
+        found.append((sign(wrong[0]), sign(wrong[1]), sign(wrong[2])))
+    for ways, expected in zip(zip(*found, strict=True), (passed, shown, wall), strict=True):
+        assert set(ways) | {0} == expected | {0}
+
+
+def test_time_may_pass_although_somebody_could_run() -> None:
+    """A loop that is busy is late with no timer due; it is so in no other way."""
+
+    async def body() -> float:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        for _ in range(12):
+            await asyncio.sleep(0)
+        return loop.time() - begun
+
+    late = [record(body, schedule=Random(seed), faults=Faults(late=0.25)).outcome() for seed in range(20)]
+    assert min(late) == 0.0
+    assert 0.0 < max(late) <= 12 * 0.25
+    assert record(body, faults=Faults(early=0.25, stall=0.25)).outcome() == 0.0
 
 
 @pytest.mark.parametrize("name", ["early", "late", "forward", "back", "stall", "wall"])

@@ -185,6 +185,24 @@ async def _awaiting(call: Awaitable[object]) -> None:
 
 
 @every_loop
+async def test_no_stream_stands_between_the_layers_of_a_decorated_stream() -> None:
+    """Neighbouring guards share one, each strategy has one, and the function's own is the next."""
+
+    async def stream() -> AsyncIterator[int]:
+        frame = inspect.currentframe()
+        around = []
+        while frame is not None:
+            if frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR:
+                around.append(frame)
+            frame = frame.f_back
+        yield len(around)
+
+    assert [item async for item in stream()] == [1]
+    decorated = Policy(Timeout(9.0), Retry(2), Noting([]), Noting([]))(stream)
+    assert [item async for item in decorated()] == [4]
+
+
+@every_loop
 async def test_a_strategy_that_is_derived_from_may_look_at_the_call() -> None:
     """What the original promises about its runners does not bind those that override them."""
 
@@ -220,11 +238,15 @@ async def test_every_kind_of_async_callable_is_guarded(layer: str) -> None:
     """Bound methods, partials, partials of partials, callable objects and mocks."""
     around = LAYERS[layer]()
     doubler = Doubler(1)
+    # Python makes one partial of two, unless the inner one has attributes of its own.
+    noted = partial(doubler)
+    noted.note = "noted"  # type: ignore[attr-defined]
     for func in (
         doubler.method,
         doubler,
         partial(double, plus=1),
         partial(partial(double), plus=1),
+        partial(noted),
         partial(doubler),
         partial(Doubler.method, doubler),
         AsyncMock(return_value=7),

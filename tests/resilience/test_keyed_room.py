@@ -339,7 +339,7 @@ def test_a_factory_that_changes_its_mind_is_told() -> None:
 def test_an_idle_key_costs_next_to_nothing(
     make: Callable[[str], Layer], touch: Callable[[Layer], object], limit: int
 ) -> None:
-    """Over the key itself, one that was used takes 200 bytes at most, 300 in a Policy, and none if it is fresh again."""
+    """Over the key itself, one that was used takes at most 200 bytes, 300 in a Policy; none if it is fresh again."""
     # Just past a growth of the dict, where it is emptiest.
     count = 5_500
     keyed = Keyed(make, max_keys=count, max_awake=1)

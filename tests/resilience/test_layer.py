@@ -247,6 +247,15 @@ async def test_blocks_nest_and_interleave() -> None:
     await one.__aexit__(None, None, None)
     await one.__aexit__(None, None, None)
     assert (first.settled, third.settled) == (True, True)
+    around = await other.__aenter__()
+    permits = [await one.__aenter__() for _ in range(3)]
+    # What is entered further inside stays in its order.
+    await other.__aexit__(None, None, None)
+    assert around.settled
+    while permits:
+        await one.__aexit__(None, None, None)
+        assert [permit.settled for permit in permits] == [*[False] * (len(permits) - 1), True]
+        permits.pop()
     assert one.out == other.out == 0
 
 
@@ -388,7 +397,7 @@ def test_tally_counts_what_threads_add() -> None:
 
 
 def test_lock_that_was_found_taken_is_counted() -> None:
-    """The helper of the hottest sections waits for the lock, and counts that it had to."""
+    """The helper of the hottest sections takes the lock, and counts that somebody else had it."""
     guard = Noting([])
     guard._wait_for_lock()
     assert guard._lock.locked()
