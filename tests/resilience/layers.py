@@ -7,8 +7,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio.lowlevel
+import pytest
 
-from resilience import Guard, NotUntil, Permit, RejectedError, Strategy
+from resilience import Guard, NotUntil, Permit, Policy, RejectedError, Retry, Strategy
 from resilience.streaming import Relay, relaying
 from resilience.testing import ManualClock
 
@@ -114,6 +115,14 @@ class Again(Strategy):
         return relaying(begin)
 
 
+class OnlyCalls(Strategy):
+    """A strategy whose user has thought of `async def` only."""
+
+    def wrap(self, call_next: Runner) -> Runner:
+        """Let calls pass."""
+        return call_next
+
+
 class _Noted(Relay):
     """A stream that is passed on, once; its end is noted before it is closed."""
 
@@ -191,3 +200,14 @@ def go_through_plainly(layer: Layer, callee: Callee) -> str:
 
 def _outcome(error: Exception) -> str:
     return {LookupError: "error", RejectedError: "rejected"}[type(error)]
+
+
+#: Layers of every kind, by name.
+LAYERS: dict[str, Callable[[], Layer]] = {
+    "guard": lambda: Noting([]),
+    "strategy": lambda: Again([]),
+    "both": lambda: Policy(Again([]), Noting([]), Noting([])),
+    "nothing": Policy,
+    "passing on": lambda: Policy(Retry(1), Noting([]), Noting([])),
+}
+every_layer = pytest.mark.parametrize("layer", LAYERS)

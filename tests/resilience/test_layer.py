@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from typing import TYPE_CHECKING
 
 import anyio
 import anyio.lowlevel
@@ -22,24 +21,10 @@ from resilience import (
 )
 from resilience.counting import Tally
 from resilience.testing import ManualClock
-from tests.resilience.layers import Again, Callee, Log, Noting
+from tests.resilience.layers import LAYERS, Callee, Log, Noting, every_layer
 from tests.resilience.support import Crew, in_thread, settle
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from resilience import Layer
-
 every_loop = pytest.mark.anyio
-
-
-LAYERS: dict[str, Callable[[], Layer]] = {
-    "guard": lambda: Noting([]),
-    "strategy": lambda: Again([]),
-    "both": lambda: Policy(Again([]), Noting([]), Noting([])),
-    "nothing": Policy,
-}
-every_layer = pytest.mark.parametrize("layer", LAYERS)
 
 
 # -- exceptions -----------------------------------------------------------------------------------------------------
