@@ -1,10 +1,36 @@
-"""Adaptive limiters whose limit a test sets, and which write down what calls teach them."""
+"""Guards that let calls wait for a permit, and adaptive limiters whose limit a test sets and whose samples it sees."""
 
 from __future__ import annotations
 
-from resilience import AIMD, AdaptiveLimiter
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-__all__ = ["Notebook", "fixed", "noted"]
+import pytest
+
+from resilience import AIMD, AdaptiveLimiter, Bulkhead
+from resilience.queueing import QueueingGuard
+
+if TYPE_CHECKING:
+    from resilience import Permit
+
+__all__ = ["KINDS", "Kind", "Notebook", "every_kind", "fixed", "make", "noted", "take"]
+
+Kind: TypeAlias = type[QueueingGuard]
+
+KINDS: tuple[Kind, ...] = (Bulkhead, AdaptiveLimiter)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def make(kind: Kind, limit: int, **options: Any) -> QueueingGuard:  # noqa: ANN401 - whatever both take
+    """Make a guard of so many permits."""
+    first: Any = fixed(limit) if issubclass(kind, AdaptiveLimiter) else limit
+    return kind(first, **options)
+
+
+def take(guard: QueueingGuard) -> Permit:
+    """Take a permit, which is there."""
+    permit = guard.try_admit()
+    assert permit is not None
+    return permit
 
 
 def fixed(limit: int) -> AIMD:

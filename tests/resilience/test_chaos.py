@@ -33,15 +33,6 @@ every_loop = pytest.mark.anyio
 NOT_A_RATE = (-0.1, 1.1, float("nan"), float("inf"), True, "x", 10**400, lambda rate: rate)
 
 
-@pytest.fixture
-def events() -> Iterator[list[telemetry.Event]]:
-    """Collect the events of a test."""
-    found: list[telemetry.Event] = []
-    unsubscribe = telemetry.subscribe(found.append)
-    yield found
-    unsubscribe()
-
-
 # -- arguments ------------------------------------------------------------------------------------------------------
 
 

@@ -17,21 +17,12 @@ from resilience.testing import ManualClock
 from tests.resilience.support import assert_caught, assert_refuses, both_loops, brief, heavy, run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable
 
     from resilience.fusing import BlockingRunner, Runner
     from resilience.streaming import StreamRunner
 
 every_loop = pytest.mark.anyio
-
-
-@pytest.fixture
-def events() -> Iterator[list[telemetry.Event]]:
-    """Collect the events of a test."""
-    found: list[telemetry.Event] = []
-    unsubscribe = telemetry.subscribe(found.append)
-    yield found
-    unsubscribe()
 
 
 async def fail(error: BaseException) -> str:
