@@ -160,6 +160,26 @@ def in_thread(func: Callable[[], T]) -> T:
     return results[0]
 
 
+class Door:
+    """A lock that tells when it stops somebody, or, to show what that is good for, one that stops nobody."""
+
+    def __init__(self, stopped: threading.Event, *, locks: bool = True) -> None:
+        self._lock = threading.Lock()
+        self._stopped = stopped
+        self._locks = locks
+
+    def __enter__(self) -> None:
+        """Go in, sooner or later."""
+        if self._locks and not self._lock.acquire(blocking=False):
+            self._stopped.set()
+            self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        """Go out."""
+        if self._locks:
+            self._lock.release()
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Yield until the condition holds; for what another thread does. The test's own timeout is its limit."""
     while not condition():

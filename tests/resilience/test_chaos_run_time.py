@@ -30,7 +30,7 @@ from tests.resilience.chaotic import (
     trace_of,
     work_plainly,
 )
-from tests.resilience.support import assert_caught, heavy, in_thread
+from tests.resilience.support import Door, assert_caught, heavy, in_thread
 from tests.resilience.worlds import World, every_world
 
 if TYPE_CHECKING:
@@ -180,26 +180,6 @@ class Turnstile(random.Random):
         if len(self.drawn) == 2:
             self._other()
         return super().random()
-
-
-class Door:
-    """A lock that tells when it stops somebody, or one that stops nobody."""
-
-    def __init__(self, stopped: threading.Event, *, locks: bool) -> None:
-        self._lock = threading.Lock()
-        self._stopped = stopped
-        self._locks = locks
-
-    def __enter__(self) -> None:
-        """Go in, sooner or later."""
-        if self._locks and not self._lock.acquire(blocking=False):
-            self._stopped.set()
-            self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        """Go out."""
-        if self._locks:
-            self._lock.release()
 
 
 def law_of_whole_lots(*, locks: bool = True) -> None:

@@ -6,7 +6,7 @@ import gc
 import threading
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import pytest
@@ -19,7 +19,7 @@ from resilience.telemetry import otel
 from resilience.telemetry.metrics import METRICS, Instrument, Metric
 from resilience.telemetry.otel import _Collections, instrument
 from resilience.telemetry.watching import Watched
-from tests.resilience.support import assert_caught, in_thread
+from tests.resilience.support import Door, assert_caught, in_thread
 from tests.resilience.telemetry.samples import Counting, Own, one_of_each
 
 if TYPE_CHECKING:
@@ -263,6 +263,43 @@ def test_one_meter_serves_all_who_are_measured_by_it(monkeypatch: pytest.MonkeyP
         instrument(*guards, meter=meter)  # type: ignore[arg-type]
 
     assert_caught(partial(law_of_sharing, trusting))
+
+
+def law_of_sharing_at_once(monkeypatch: pytest.MonkeyPatch, *, locks: bool = True) -> None:
+    """Two threads that are the first to be measured by a meter are both measured (TE6)."""
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader], shutdown_on_exit=False)
+    meter = provider.get_meter("ours")
+    stopped_or_done = threading.Event()
+    threads: list[threading.Thread] = []
+    create = otel._create
+
+    def begin() -> None:
+        instrument(Own("other"), meter=meter)
+        stopped_or_done.set()
+
+    def interrupted(*arguments: Any) -> object:  # noqa: ANN401 - handed on
+        created = create(*arguments)
+        if not threads:
+            threads.append(threading.Thread(target=begin))
+            threads[0].start()
+            stopped_or_done.wait()
+        return created
+
+    with monkeypatch.context() as patch:
+        patch.setattr(otel, "_create", interrupted)
+        patch.setattr(otel, "_CREATING", Door(stopped_or_done, locks=locks))
+        instrument(Own("one"), meter=meter)
+        threads[0].join()
+    seen = admitted(reader)
+    provider.shutdown()
+    assert seen == {"one": 0, "other": 0}
+
+
+def test_one_meter_serves_threads_that_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TE6: one thread makes the instruments, and the other finds them made; without a lock some would read nothing."""
+    law_of_sharing_at_once(monkeypatch)
+    assert_caught(partial(law_of_sharing_at_once, monkeypatch, locks=False))
 
 
 def test_two_guards_of_one_name_are_refused_whoever_brings_them(
