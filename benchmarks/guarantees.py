@@ -226,14 +226,14 @@ async def _is_no_answer(offer: Offer) -> bool:
     """A probe that is cancelled neither closes the circuit nor keeps others from probing for ever."""
     fails = [_Act.FAIL, _Act.FAIL]
     script = _script(*fails, _Act.HANG, _Act.FAIL)
-    call = offer.make(script.work(), Terms(failures=2, recovery=2 * SHORT, attempts=1))
+    call = offer.make(script.work(), Terms(failures=2, recovery=PATIENCE, attempts=1))
     for _ in fails:
         await _outcome(call)
-    await asyncio.sleep(4 * SHORT)
+    await asyncio.sleep(PATIENCE + SHORT)
     probe = _begin(call)
     await asyncio.sleep(SHORT)
     went_on = await _cancel(probe)
-    await asyncio.sleep(4 * SHORT)
+    await asyncio.sleep(PATIENCE + SHORT)
     await _outcome(call)
     begun = script.begun
     # Of two failures that it takes to open a closed circuit this is the first; it is enough for one that is half-open.
