@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.adapters import ours
+from benchmarks.conformance.case import use
+from benchmarks.conformance.library import Circuit
 from benchmarks.guarantees import Guarantees, verify
 from benchmarks.offers import OURS, Kind, Offer, Terms
 from benchmarks.peers import Row, missed, table
 from benchmarks.ratios import Ratio
-from tests.resilience.worlds import VirtualLoop
+from tests.careless import LOOSE, STIFF
+from tests.resilience.worlds import VirtualLoop, World
 
 if TYPE_CHECKING:
     from benchmarks.offers import Work
@@ -80,3 +85,32 @@ def test_an_adapter_that_does_nothing_is_found_out(kind: Kind) -> None:
         pytest.raises(AssertionError, match="nothing does not do its work"),
     ):
         runner.run(verify(offer))
+
+
+def careless(kind: Kind, work: Work, terms: Terms) -> Work:
+    """Make a layer that does its work, and does not know what a cancellation is."""
+    match kind:
+        case Kind.BREAKER:
+            breaker = STIFF.breaker(Circuit(failures=terms.failures, recovery=terms.recovery))
+            return partial(breaker.call, work)
+        case Kind.BULKHEAD:
+            return partial(STIFF.bulkhead(limit=terms.concurrent).call, work)
+        case Kind.TIMEOUT:
+            return partial(use, STIFF.timeout(seconds=terms.seconds)(work))
+        case _:
+            return partial(use, LOOSE.fallback(answer=True)(work))
+
+
+@pytest.mark.parametrize(
+    "kind", [Kind.BREAKER, Kind.BULKHEAD, Kind.TIMEOUT, Kind.FALLBACK], ids=lambda kind: kind.name.lower()
+)
+def test_a_layer_that_is_careless_of_cancellation_is_found_out(kind: Kind) -> None:
+    """What was taken is kept, or the call does not end as cancelled."""
+    offer = Offer(library="careless", kind=kind, make=partial(careless, kind), threads=True)
+    assert not World("asyncio", "system").run(lambda _: verify(offer)).cancels
+
+
+@pytest.mark.parametrize("offer", ours.OFFERS, ids=lambda offer: f"{offer.library}-{offer.kind.name}")
+def test_our_layers_do_their_work_and_are_safe_to_cancel(offer: Offer) -> None:
+    """Each of them, in all that is tried out."""
+    assert World("asyncio", "system").run(lambda _: verify(offer)).cancels
