@@ -28,12 +28,14 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).resolve().parents[2]
+#: A test has a timeout of its own, which leaves time for a machine that is busy; a client needs none besides.
+PATIENT = httpx.Timeout(None)
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[httpx.AsyncClient]:
     """An ordinary HTTP client, which knows nothing of ours."""
-    async with httpx.AsyncClient(trust_env=False) as made:
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENT) as made:
         yield made
 
 
@@ -299,10 +301,9 @@ def test_the_program_plays_several_receivers_and_reports(program: subprocess.Pop
     """It says where it listens, switches a path while it runs, and prints its records when it is told to end."""
     assert program.stdout is not None
     url = json.loads(program.stdout.readline())["url"]
-    # The test's own timeout is the only one, and nothing but the test ends the connection, however slow the machine is.
-    patient = httpx.Timeout(None)
+    # Nothing but the test ends the connection, however long that takes.
     limits = httpx.Limits(keepalive_expiry=None)
-    with httpx.Client(base_url=url, trust_env=False, timeout=patient, limits=limits) as client:
+    with httpx.Client(base_url=url, trust_env=False, timeout=PATIENT, limits=limits) as client:
         headers = {"webhook-id": "msg_1"}
         assert client.post("/good", headers=headers).status_code == 200
         assert client.post("/bad?x=1", headers=headers).status_code == 500

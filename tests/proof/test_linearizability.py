@@ -400,6 +400,15 @@ def test_a_history_tells_how_each_task_s_operation_ended(backend: str) -> None:
     run(backend, main)
 
 
+def test_operations_come_in_the_order_of_their_calls() -> None:
+    """However they end, and whether they have."""
+    history = History()
+    with history.operation("under way"):
+        with history.operation("outer"), history.operation("inner"):
+            pass
+        assert [each.name for each in history.operations] == ["under way", "outer", "inner"]
+
+
 def test_threads_write_one_history() -> None:
     """Calls and ends of several threads are on one line, and each knows its thread."""
     history = History()

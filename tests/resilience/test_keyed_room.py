@@ -91,6 +91,84 @@ def test_when_all_are_busy_a_new_key_is_refused() -> None:
     assert (caught.value.guard, caught.value.retry_after) == ("Keyed", None)
 
 
+def test_a_lookup_is_a_use() -> None:
+    """Who is only looked up again stays awake for longer, and is dropped later."""
+    clock = ManualClock()
+    fresh: Keyed[str, Bulkhead] = Keyed(lambda _: bulkhead(clock), max_keys=3, clock=clock)
+    busy: Keyed[str, RateLimiter] = Keyed(lambda _: limiter(clock), max_awake=3, clock=clock)
+    for key in "abc":
+        fresh[key]
+        use(busy[key])
+    for key in "ad":
+        fresh[key]
+        busy[key]
+    assert [key for key in "abcd" if key in fresh] == ["a", "c", "d"]
+    assert list(busy._asleep) == ["b"]
+
+
+def test_who_asks_again_when_told_finds_room() -> None:
+    """Not a nanosecond earlier: at that instant the first of the sleepers is fresh."""
+    clock = ManualClock()
+    keyed: Keyed[str, RateLimiter] = Keyed(lambda _: limiter(clock), max_keys=2, max_awake=1, clock=clock)
+    use(keyed["a"])
+    clock.advance(1.0)
+    use(keyed["b"])
+    with pytest.raises(KeysExhaustedError) as caught:
+        keyed["c"]
+    assert caught.value.retry_after == 1.0
+    clock.advance(1.0 - 1e-9)
+    with pytest.raises(KeysExhaustedError):
+        keyed["c"]
+    clock.advance(1e-9)
+    assert keyed["c"].available == 2.0
+
+
+def test_room_that_is_gone_when_the_factory_is_done_is_no_room() -> None:
+    """Whoever made a guard and finds that others have taken the places meanwhile is refused; the bound holds."""
+    clock = ManualClock()
+
+    def make(key: str) -> Bulkhead:
+        if key == "slow":
+            held.append(keyed["fast"].admit())
+        return bulkhead(clock)
+
+    held: list[object] = []
+    keyed: Keyed[str, Bulkhead] = Keyed(make, max_keys=1, clock=clock)
+    with pytest.raises(KeysExhaustedError):
+        keyed["slow"]
+    assert ("fast" in keyed, "slow" in keyed, len(keyed)) == (True, False, 1)
+
+
+def test_guards_that_were_held_go_to_sleep_two_at_a_time() -> None:
+    """However many stayed awake because they were held: a lookup never has to pay for all of them."""
+    clock = ManualClock()
+    keyed: Keyed[object, RateLimiter] = Keyed(lambda _: limiter(clock), max_awake=1, clock=clock)
+    held = [keyed[key] for key in range(6)]
+    for each in held:
+        use(each)
+    del each
+    held.clear()
+    awake = []
+    for key in "abcdefg":
+        use(keyed[key])
+        awake.append(keyed.statistics().awake)
+    assert awake == [5, 4, 3, 2, 1, 1, 1]
+
+
+def test_sleepers_are_looked_through_in_bounded_time() -> None:
+    """Each refusal looks at others than the one before; so who has become fresh is found."""
+    clock = ManualClock()
+    keyed: Keyed[object, RateLimiter] = Keyed(lambda _: limiter(clock), max_keys=200, max_awake=1, clock=clock)
+    for key in range(200):
+        keyed[key].try_acquire(1 if key == 150 else 2)
+    clock.advance(2.0)
+    for _ in range(2):
+        with pytest.raises(KeysExhaustedError):
+            keyed["new"]
+    keyed["new"]
+    assert 150 not in keyed
+
+
 def test_room_is_looked_for_in_bounded_time() -> None:
     """Each refusal looks at a few, and at others than the one before; so who has become free is found."""
     clock = ManualClock()
