@@ -79,6 +79,16 @@ def test_pct_lets_nobody_spin_for_ever() -> None:
     assert set(chosen) == {0, 1}
 
 
+def test_pct_counts_no_step_that_was_no_choice() -> None:
+    """Who ran alone for long has kept nobody waiting."""
+    for seed in range(10):
+        choices, other = PCT(seed, depth=1).start(), PCT(seed, depth=1).start()
+        for _ in range(2_000):
+            choices.choose(1, (1,))
+        other.choose(1, (1,))
+        assert [choices.choose(2, (1, 2)) for _ in range(100)] == [other.choose(2, (1, 2)) for _ in range(100)]
+
+
 def has_depth_three(order: list[int]) -> bool:
     """Tell whether task 2 ran as a whole between the eighth and the ninth step of 1, and 3 between two steps of 2."""
     text = "".join(map(str, order))
@@ -109,6 +119,12 @@ def test_a_search_that_was_ended_is_not_complete() -> None:
         order = play(schedule, {1: 3, 2: 3})
         assert order == play(eval(repr(schedule)), {1: 3, 2: 3})  # noqa: S307 - our own repr
         assert number < 4
+    assert not search.complete
+    search = Exhaustive(deviations=0)
+    for schedule in search:
+        play(schedule, {1: 3, 2: 3})
+    assert search.complete
+    next(iter(search))
     assert not search.complete
 
 

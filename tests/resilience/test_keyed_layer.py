@@ -109,16 +109,23 @@ async def test_an_argument_is_found_by_its_name() -> None:
     guard = keyed.layer(key="host")
 
     class Client:
+        # Not everything that can be called has a hash.
+        __hash__ = None  # type: ignore[assignment]
+
         async def get(self, host: str) -> str:
             return host
 
         async def __call__(self, path: str, *, host: str) -> str:
             return host + path
 
+    async def named_only(*paths: str, host: str = "c") -> str:
+        return host + "".join(paths)
+
     assert await guard(Client().get)("a") == "a"
     assert await guard(Client())("/", host="b") == "b/"
     assert await guard(functools.partial(Client().get, host="d"))() == "d"
-    assert sorted(keyed._awake) == ["a", "b", "d"]
+    assert await guard(named_only)("/", "/x") == "c//x"
+    assert sorted(keyed._awake) == ["a", "b", "c", "d"]
 
     async def without(path: str, *hosts: str, **others: str) -> None:
         raise AssertionError

@@ -278,6 +278,15 @@ def test_threads_are_woken_and_time_out() -> None:
     thread.join()
 
 
+def test_thread_that_was_woken_leaves_no_timer() -> None:
+    """A wait that ends before its time takes back what it had asked of the clock."""
+    clock = ManualClock()
+    waiter = thread_waiter()
+    waiter.wake()
+    waiter.wait_blocking(clock, SECOND)
+    assert clock.next_deadline() is None
+
+
 def test_running_loop_is_seen() -> None:
     """Plain code that is called in an event loop must not block; elsewhere it may."""
 
