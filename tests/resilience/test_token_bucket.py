@@ -223,6 +223,8 @@ def law_of_the_ledger(kind: type[TokenBucket]) -> Callable[[], None]:
     @given(rates, capacities, steps)
     @example(1, 10, [("hold", 0, 2), ("give_back", 0, 1), ("take", 0, 1), ("keep", 0, 1)])
     @example(1, 10, [("take", 0, 2), ("hold", 0, 2), ("hold", 8, 2), ("take", 8, 1), ("give_back", 0, 1)])
+    @example(1, 10, [("hold", 0, 2), ("take", 8, 1), ("give_back", 0, 1)])
+    @example(1, 10, [("hold", 0, 2), ("hold", 0, 2), ("take", 24, 1), ("give_back", 0, 1), ("give_back", 0, 1)])
     @example(1, 10, [("take", 0, 1), ("hold", 0, 1), ("take", 40, 2), ("hold", 4, 1), ("keep", 0, 1), ("keep", 0, 1)])
     def law(rate: float, capacity: float, moves: list[tuple[str, int, float]]) -> None:
         now_ns = 7 * SECOND
