@@ -1,4 +1,4 @@
-"""SG2 for a Coalescer: nothing of the surplus is uncounted, beside plain lists and with threads; and mutants."""
+"""SG1, SG2 and SG4 for a Coalescer: none of the surplus is uncounted, beside plain lists and with threads; mutants."""
 
 from __future__ import annotations
 
