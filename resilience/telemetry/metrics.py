@@ -14,7 +14,7 @@ It reads snapshots by the names of their fields, and knows neither guards nor ex
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import attrs
 
@@ -71,20 +71,22 @@ Point: TypeAlias = tuple[tuple[str, ...], float]
 
 
 @attrs.frozen
-class One:
-    """A field that is a number; where it is None there is nothing to tell."""
+class _OfOneField:
+    """What is read of one field."""
 
     field: str
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The metric's own labels."""
-        return ()
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields that are read."""
         return (self.field,)
+
+
+@attrs.frozen
+class One(_OfOneField):
+    """A field that is a number; where it is None there is nothing to tell."""
+
+    labels: ClassVar[tuple[str, ...]] = ()
 
     def points(self, snapshot: object, fields: Sequence[str]) -> Iterator[Point]:
         """Yield what a snapshot says in those of the fields."""
@@ -113,22 +115,11 @@ class Labelled:
 
 
 @attrs.frozen
-class States:
+class States(_OfOneField):
     """A field that holds one of several states."""
 
-    label: str
-    field: str
+    labels: tuple[str, ...]
     states: tuple[str, ...]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The metric's own labels."""
-        return (self.label,)
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields that are read."""
-        return (self.field,)
 
     def points(self, snapshot: object, fields: Sequence[str]) -> Iterator[Point]:
         """Yield a number for each state."""
@@ -138,17 +129,11 @@ class States:
 
 
 @attrs.frozen
-class Pairs:
+class Pairs(_OfOneField):
     """A field that maps pairs to counts; a pair that has not been yet is told too, so that its first is seen."""
 
-    labels: tuple[str, str]
-    field: str
+    labels: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields that are read."""
-        return (self.field,)
 
     def points(self, snapshot: object, fields: Sequence[str]) -> Iterator[Point]:
         """Yield a number for each pair."""
@@ -216,12 +201,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     _metric(
         "circuit_breaker.state", Instrument.STATES, "1",
-        States("state", "state", tuple(state.value for state in CircuitState)), (Kind.CIRCUIT_BREAKER,),
+        States("state", ("state",), tuple(state.value for state in CircuitState)), (Kind.CIRCUIT_BREAKER,),
         "1 for the state that the circuit is in, 0 for the others.",
     ),
     _metric(
         "circuit_breaker.transitions", _COUNTER, "{transition}",
-        Pairs(("from", "to"), "transitions", tuple((old.value, new.value) for old, new in TRANSITIONS)),
+        Pairs("transitions", ("from", "to"), tuple((old.value, new.value) for old, new in TRANSITIONS)),
         (Kind.CIRCUIT_BREAKER,),
         "Changes from one state to another.",
     ),
