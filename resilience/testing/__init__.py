@@ -7,6 +7,7 @@ Here are the names that cost little to import. The instrument that drives an eve
 from __future__ import annotations
 
 from resilience.testing.chaos import Chaos, ChaosStatistics
+from resilience.testing.exploration import Cancel, FailedScheduleError, explore, pause, until
 from resilience.testing.linearizability import (
     History,
     Model,
@@ -23,10 +24,12 @@ from resilience.testing.virtual_time import Faults
 
 __all__ = [
     "PCT",
+    "Cancel",
     "Chaos",
     "ChaosStatistics",
     "DeadlockError",
     "Exhaustive",
+    "FailedScheduleError",
     "Faults",
     "History",
     "ManualClock",
@@ -42,6 +45,9 @@ __all__ = [
     "Run",
     "Schedule",
     "assert_linearizable",
+    "explore",
     "linearize",
+    "pause",
     "schedules",
+    "until",
 ]
