@@ -37,12 +37,12 @@ def pages_with(language: str) -> list[Path]:
 
 
 async def run(block: Block, page: Path, namespace: dict[str, object]) -> None:
-    """Run one block: a program with an event loop of its own in a thread, anything else here, awaits included."""
+    """Run one block: what must not run in an event loop in a thread, anything else here, awaits included."""
     # Lines are counted as on the page, so that a traceback points there.
     code = compile(
         "\n" * (block.line - 1) + block.code, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
     )
-    if "anyio.run(" in block.code:
+    if any(call in block.code for call in ("anyio.run(", "explore_program(")):
         await anyio.to_thread.run_sync(exec, code, namespace)
     elif code.co_flags & inspect.CO_COROUTINE:
         await eval(code, namespace)  # noqa: S307 - our own pages

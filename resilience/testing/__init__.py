@@ -7,7 +7,7 @@ Here are the names that cost little to import. The instrument that drives an eve
 from __future__ import annotations
 
 from resilience.testing.chaos import Chaos, ChaosStatistics
-from resilience.testing.exploration import Cancel, FailedScheduleError, explore, pause, until
+from resilience.testing.exploration import Cancel, FailedScheduleError, explore_program, pause, until
 from resilience.testing.linearizability import (
     History,
     Model,
@@ -45,7 +45,7 @@ __all__ = [
     "Run",
     "Schedule",
     "assert_linearizable",
-    "explore",
+    "explore_program",
     "linearize",
     "pause",
     "schedules",

@@ -40,7 +40,7 @@ from resilience.testing.report import Report
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-__all__ = ["Cancel", "FailedScheduleError", "Step", "Thread", "explore", "pause", "until"]
+__all__ = ["Cancel", "FailedScheduleError", "Step", "Thread", "explore_program", "pause", "until"]
 
 S = TypeVar("S")
 
@@ -86,7 +86,7 @@ class FailedScheduleError(AssertionError):
         self.preemptions = preemptions
 
 
-def explore(
+def explore_program(
     factory: Callable[[], S],
     threads: Sequence[Thread[S]],
     *,
@@ -431,7 +431,7 @@ class _Run(Generic[S]):
         lines = [
             f"{self._program.name}: {why}",
             *(f"  {number}. {step}" for number, step in enumerate(self._trace, 1)),
-            f"replay it with explore(…, schedule={self.schedule!r})",
+            f"replay it with explore_program(…, schedule={self.schedule!r})",
         ]
         return FailedScheduleError("\n".join(lines), tuple(self.schedule), self._preemptions)
 
@@ -564,7 +564,7 @@ def _event_loop() -> Iterator[None]:
     import asyncio
 
     if running_loop():
-        msg = "explore() runs its threads itself; it must not be called where an event loop runs"
+        msg = "explore_program() runs its threads itself; it must not be called where an event loop runs"
         raise RuntimeError(msg)
     asyncio._set_running_loop(_Loop())  # type: ignore[arg-type] # noqa: SLF001 - documented for those who write event loops
     try:

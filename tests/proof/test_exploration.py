@@ -15,7 +15,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from resilience.testing import Cancel, FailedScheduleError, Report, exploration, explore, fingerprint, pause, until
+from resilience.testing import (
+    Cancel,
+    FailedScheduleError,
+    Report,
+    exploration,
+    explore_program,
+    fingerprint,
+    pause,
+    until,
+)
 from tests.resilience.support import assert_caught, assert_refuses, both_loops, run
 
 if TYPE_CHECKING:
@@ -73,7 +82,7 @@ def test_every_schedule_within_the_bound_is_covered_once(
     orders = set(itertools.permutations([number for number, count in enumerate(steps) for _ in range(count)]))
     within = [order for order in orders if preemptions is None or _preemptions(order) <= preemptions]
 
-    report = explore(Box, [[add_one] * count for count in steps], preemptions=preemptions, merge=merge)
+    report = explore_program(Box, [[add_one] * count for count in steps], preemptions=preemptions, merge=merge)
 
     assert (report.schedules, report.distinct, report.complete) == (len(within), len(within), True)
     assert report.histories <= len(within)
@@ -82,7 +91,7 @@ def test_every_schedule_within_the_bound_is_covered_once(
 
 def test_three_threads_of_four_steps_have_34650_schedules() -> None:
     """INVARIANTS.md says so; merging covers them in a few hundred runs."""
-    report = explore(Box, [[add_one] * 4] * 3, preemptions=None, name="4 × 3")
+    report = explore_program(Box, [[add_one] * 4] * 3, preemptions=None, name="4 × 3")
 
     assert report.schedules == 34_650
     assert report.histories < 1_000
@@ -99,7 +108,7 @@ def test_each_schedule_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
         close(run)
 
     monkeypatch.setattr(exploration._Run, "close", closing)
-    report = explore(Box, [[add_one] * 3] * 3, preemptions=2, merge=False)
+    report = explore_program(Box, [[add_one] * 3] * 3, preemptions=2, merge=False)
 
     assert len(seen) == report.distinct
     assert set(seen.values()) == {1}
@@ -154,7 +163,7 @@ def _outcomes(threads: list[Any], preemptions: int, *, merge: bool) -> tuple[set
     """Return in what states a program can end, how many schedules there are, or -1 if one of them has no end."""
     ends: set[tuple[int, ...]] = set()
     try:
-        report = explore(
+        report = explore_program(
             lambda: [0, 0],
             threads,
             preemptions=preemptions,
@@ -222,24 +231,24 @@ def test_a_state_that_does_not_know_how_far_an_iterator_is_is_caught(monkeypatch
 def test_a_race_is_found_and_replays(thread: Callable[[Box], object], *, merge: bool) -> None:
     """One preemption loses an addition; what is reported replays it, and another schedule passes."""
     with pytest.raises(FailedScheduleError) as caught:
-        explore(Box, [thread, thread], check=is_two, merge=merge)
+        explore_program(Box, [thread, thread], check=is_two, merge=merge)
 
     assert caught.value.schedule == (0, 1, 1, 0)
     assert caught.value.preemptions == 1
     assert isinstance(caught.value.__cause__, AssertionError)
     with pytest.raises(FailedScheduleError) as again:
-        explore(Box, [thread, thread], check=is_two, schedule=caught.value.schedule)
+        explore_program(Box, [thread, thread], check=is_two, schedule=caught.value.schedule)
     assert str(again.value) == str(caught.value)
-    assert explore(Box, [thread, thread], check=is_two, schedule=[0, 0, 1, 1], name="x") == Report(
+    assert explore_program(Box, [thread, thread], check=is_two, schedule=[0, 0, 1, 1], name="x") == Report(
         name="x", schedules=1, distinct=1, histories=1
     )
-    assert explore(Box, [thread, thread], check=is_two, preemptions=0).complete
+    assert explore_program(Box, [thread, thread], check=is_two, preemptions=0).complete
 
 
 def test_the_failure_says_step_by_step_what_happened() -> None:
     """Who reads it sees who did what, where each went on, and how to see it again."""
     with pytest.raises(FailedScheduleError) as caught:
-        explore(Box, [add_one_in_two_steps, [add_one]], check=is_two)
+        explore_program(Box, [add_one_in_two_steps, [add_one]], check=is_two)
 
     line = add_one_in_two_steps.__code__.co_firstlineno + 3
     assert str(caught.value).splitlines() == [
@@ -247,7 +256,7 @@ def test_the_failure_says_step_by_step_what_happened() -> None:
         "  1. thread 0: add_one_in_two_steps",
         "  2. thread 1: add_one (a preemption)",
         f"  3. thread 0: add_one_in_two_steps, from line {line}",
-        "replay it with explore(…, schedule=[0, 1, 0])",
+        "replay it with explore_program(…, schedule=[0, 1, 0])",
     ]
 
 
@@ -264,7 +273,7 @@ def test_the_failure_with_the_fewest_preemptions_is_reported() -> None:
         assert box.log[:1] != [9]
 
     with pytest.raises(FailedScheduleError) as caught:
-        explore(Box, [early, [lambda box: box.log.append(9)]], check=breaks)
+        explore_program(Box, [early, [lambda box: box.log.append(9)]], check=breaks)
 
     assert caught.value.preemptions == 0
     assert caught.value.schedule[0] == 1
@@ -280,10 +289,10 @@ def test_an_invariant_is_judged_after_every_step_and_before_the_first() -> None:
         assert box.value % 2
 
     with pytest.raises(FailedScheduleError) as caught:
-        explore(Box, [[add_one, add_one]], invariant=even)
+        explore_program(Box, [[add_one, add_one]], invariant=even)
     assert caught.value.schedule == (0,)
     with pytest.raises(FailedScheduleError) as caught:
-        explore(Box, [[add_one, add_one]], invariant=odd)
+        explore_program(Box, [[add_one, add_one]], invariant=odd)
     assert caught.value.schedule == ()
 
 
@@ -294,7 +303,7 @@ def test_a_step_that_raises_fails_the_schedule() -> None:
         raise KeyError(7)
 
     with pytest.raises(FailedScheduleError, match=r"^Box: KeyError: 7\n") as caught:
-        explore(Box, [[add_one], [broken]])
+        explore_program(Box, [[add_one], [broken]])
     assert isinstance(caught.value.__cause__, KeyError)
 
 
@@ -321,8 +330,8 @@ def test_a_deadlock_is_found() -> None:
         await locks.both(swapped=True)
 
     with pytest.raises(FailedScheduleError, match=r"nobody can go on: thread 0 waits in .*forward, from line \d+, thr"):
-        explore(Locks, [forward, backward])
-    assert explore(Locks, [forward, forward, forward]).complete
+        explore_program(Locks, [forward, backward])
+    assert explore_program(Locks, [forward, forward, forward]).complete
 
 
 def test_a_thread_that_waits_goes_on_when_its_condition_holds() -> None:
@@ -339,7 +348,7 @@ def test_a_thread_that_waits_goes_on_when_its_condition_holds() -> None:
     def check(box: Box) -> None:
         assert box.log == [1, 1]
 
-    assert explore(Box, [waits, waits_too, [add_one]], check=check).complete
+    assert explore_program(Box, [waits, waits_too, [add_one]], check=check).complete
 
 
 def test_threads_that_go_round_in_circles_are_told_so() -> None:
@@ -355,17 +364,17 @@ def test_threads_that_go_round_in_circles_are_told_so() -> None:
             yield
 
     with pytest.raises(FailedScheduleError, match="the threads can go round for ever"):
-        explore(Box, [polls, [add_one]])
+        explore_program(Box, [polls, [add_one]])
     with pytest.raises(FailedScheduleError, match="have not ended after max_steps=50 steps"):
-        explore(Box, [counts], max_steps=50)
+        explore_program(Box, [counts], max_steps=50)
 
 
 def test_a_limit_ends_it_and_the_report_says_so() -> None:
     """What was not covered is not claimed."""
-    report = explore(Box, [[add_one] * 3] * 3, preemptions=None, merge=False, limit=100)
+    report = explore_program(Box, [[add_one] * 3] * 3, preemptions=None, merge=False, limit=100)
 
     assert report == Report(name="Box", schedules=100, distinct=100, histories=100)
-    assert explore(Box, [[add_one] * 3] * 3, preemptions=None, merge=False, limit=1_680).complete
+    assert explore_program(Box, [[add_one] * 3] * 3, preemptions=None, merge=False, limit=1_680).complete
 
 
 # -- cancellation -----------------------------------------------------------------------------------------------------
@@ -410,23 +419,25 @@ def test_a_place_that_is_lost_on_cancellation_is_found() -> None:
         assert gate.inside <= 1
 
     threads = [Gate.work] * 3
-    report = explore(Gate, threads, cancels=2, check=_closed_again, invariant=one_at_most)
+    report = explore_program(Gate, threads, cancels=2, check=_closed_again, invariant=one_at_most)
     assert report.complete
     # Each thread can be cancelled while it waits, if it does, and while it is inside.
     assert report.cancel_points == 6
 
     with pytest.raises(FailedScheduleError, match="the place was lost") as caught:
-        explore(partial(Gate, careful=False), threads, cancels=1, check=_closed_again, name="gate")
+        explore_program(partial(Gate, careful=False), threads, cancels=1, check=_closed_again, name="gate")
     (cancelled,) = (each.thread for each in caught.value.schedule if isinstance(each, Cancel))
     assert f"thread {cancelled} is cancelled in Gate.work, from line " in str(caught.value)
     with pytest.raises(FailedScheduleError, match="the place was lost"):
-        explore(partial(Gate, careful=False), threads, check=_closed_again, schedule=caught.value.schedule)
+        explore_program(partial(Gate, careful=False), threads, check=_closed_again, schedule=caught.value.schedule)
 
 
 def test_only_threads_that_may_be_cancelled_are() -> None:
     """The environment of what is tested need not stand it."""
     with pytest.raises(FailedScheduleError) as caught:
-        explore(partial(Gate, careful=False), [Gate.work, Gate.work], cancels=1, cancellable=[1], check=_closed_again)
+        explore_program(
+            partial(Gate, careful=False), [Gate.work, Gate.work], cancels=1, cancellable=[1], check=_closed_again
+        )
     assert Cancel(1) in caught.value.schedule
     assert Cancel(0) not in caught.value.schedule
 
@@ -441,8 +452,8 @@ def test_a_cancellation_that_is_swallowed_is_found() -> None:
             box.value += 1
 
     with pytest.raises(FailedScheduleError, match="a cancellation was swallowed"):
-        explore(Box, [swallows], cancels=1)
-    assert explore(Box, [swallows]).complete
+        explore_program(Box, [swallows], cancels=1)
+    assert explore_program(Box, [swallows]).complete
 
 
 def test_a_cancellation_that_nobody_ordered_is_a_failure() -> None:
@@ -454,7 +465,7 @@ def test_a_cancellation_that_nobody_ordered_is_a_failure() -> None:
         await future
 
     with pytest.raises(asyncio.CancelledError):
-        explore(Box, [cancels_itself])
+        explore_program(Box, [cancels_itself])
 
 
 class Grant:
@@ -493,7 +504,7 @@ def test_others_go_on_between_a_cancellation_and_its_delivery() -> None:
         yield lambda: grant.future is not None
         grant.give()
 
-    explore(Grant, [Grant.take, give], cancels=1, cancellable=[0], check=note)
+    explore_program(Grant, [Grant.take, give], cancels=1, cancellable=[0], check=note)
 
     assert seen == {
         frozenset({"given", "taken"}),
@@ -519,9 +530,9 @@ def test_a_program_that_does_not_do_the_same_each_time_is_told_so() -> None:
             yield
 
     with pytest.raises(RuntimeError, match=r"Box: the program does not do the same each time; it differed at step 2"):
-        explore(Box, [[rolls, add_one], [add_one]])
+        explore_program(Box, [[rolls, add_one], [add_one]])
     with pytest.raises(RuntimeError, match=r"the program does not do the same each time"):
-        explore(Box, [remembers, [add_one]], merge=False)
+        explore_program(Box, [remembers, [add_one]], merge=False)
 
 
 def test_what_cannot_be_looked_into_is_refused_and_explored_without_merging() -> None:
@@ -536,8 +547,8 @@ def test_what_cannot_be_looked_into_is_refused_and_explored_without_merging() ->
 
     threads = [[Looks.look], [Looks.look]]
     with pytest.raises(ValueError, match=r"the state of dict_items\(.* cannot be looked into; .*merge=False"):
-        explore(Looks, threads)
-    assert explore(Looks, threads, merge=False).schedules == 2
+        explore_program(Looks, threads)
+    assert explore_program(Looks, threads, merge=False).schedules == 2
 
 
 def test_a_thread_that_waits_for_something_else_is_told_so() -> None:
@@ -550,9 +561,9 @@ def test_a_thread_that_waits_for_something_else_is_told_so() -> None:
         await asyncio.sleep(1.0)
 
     with pytest.raises(FailedScheduleError, match=r"a thread waits with pause\(\), until\(condition\) .*, not for 7"):
-        explore(Box, [waits])
+        explore_program(Box, [waits])
     with pytest.raises(FailedScheduleError, match=r"loop.call_later: a thread that is explored has futures and no "):
-        explore(Box, [sleeps])
+        explore_program(Box, [sleeps])
 
 
 @both_loops
@@ -561,20 +572,20 @@ def test_it_is_not_called_where_an_event_loop_runs(backend: str) -> None:
 
     async def main() -> None:
         with pytest.raises(RuntimeError, match="must not be called where an event loop runs"):
-            explore(Box, [add_one])
+            explore_program(Box, [add_one])
 
     run(backend, main)
-    assert explore(Box, [add_one]).complete
+    assert explore_program(Box, [add_one]).complete
 
 
 def test_a_schedule_that_is_none_of_the_program_is_refused() -> None:
     """The error says which decision it is, and what there was to decide."""
     threads: list[Any] = [add_one_in_two_steps, [add_one]]
     with pytest.raises(ValueError, match=r"schedule\[1\] must be one of 0, 1, Cancel\(0\), not 2"):
-        explore(Box, threads, schedule=[0, 2])
+        explore_program(Box, threads, schedule=[0, 2])
     with pytest.raises(ValueError, match=r"schedule\[3\] must be none, since all threads have ended, not 0"):
-        explore(Box, threads, schedule=[0, 1, 0, 0])
-    assert explore(Box, threads, schedule=[0], check=is_two).histories == 0
+        explore_program(Box, threads, schedule=[0, 1, 0, 0])
+    assert explore_program(Box, threads, schedule=[0], check=is_two).histories == 0
 
 
 @pytest.mark.parametrize(
@@ -601,11 +612,11 @@ def test_a_bad_argument_is_refused(argument: str, value: object) -> None:
     """Each says its name and what it must be."""
     arguments: dict[str, Any] = {"factory": Box, "threads": [[add_one], [add_one]]}
     arguments.pop(argument, None)
-    assert_refuses(argument, value, partial(explore, **arguments))
+    assert_refuses(argument, value, partial(explore_program, **arguments))
 
 
 @pytest.mark.parametrize("thread", [3, [], [add_one, 3], "x"])
 def test_a_thread_that_is_none_is_refused(thread: object) -> None:
     """A thread is an operation, or several."""
     with pytest.raises(ValueError, match=r"^threads\[1\] must be an operation or a sequence of operations, .*, not "):
-        explore(Box, [add_one, thread])  # type: ignore[list-item]
+        explore_program(Box, [add_one, thread])  # type: ignore[list-item]
