@@ -1,7 +1,7 @@
 """For your tests as well as ours: time that moves when you say so, calls that go wrong, any schedule you like.
 
-Here are the names that cost little to import. The instrument that drives an event loop is a module of its own:
-`seeded_asyncio`.
+Here are the names that cost little to import. The instruments that drive event loops and threads are modules of their
+own: `seeded_asyncio`, `seeded_trio`, `interleaving`; and so is `cancellation`.
 """
 
 from __future__ import annotations

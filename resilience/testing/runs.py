@@ -14,12 +14,15 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
+import importlib.util
+import inspect
 import itertools
 import sys
 import threading
 import time
 from collections import Counter
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import attrs
@@ -62,10 +65,47 @@ def told(step: Step) -> str:
     return f"{what}{f', line {line}' if line else ''}, as number {name} at {at_ns / 10**9:.9g} s"
 
 
+#: How often a coroutine may await something when it is told to end.
+_GOODBYES = 100
+#: Not where a body stands, but what it stands on.
+_LIBRARIES = tuple(
+    str(Path(spec.origin).parent)
+    for spec in map(importlib.util.find_spec, ("asyncio", "anyio", "trio"))
+    if spec is not None and spec.origin is not None
+)
+
+
+def standing(coroutine: object) -> tuple[str, int]:
+    """Return the innermost function that a coroutine awaits, libraries of event loops apart, and the line there."""
+    name = getattr(coroutine, "__qualname__", type(coroutine).__qualname__)
+    line, theirs = 0, False
+    while coroutine is not None:
+        if inspect.iscoroutine(coroutine):
+            frame, coroutine = coroutine.cr_frame, coroutine.cr_await
+        elif inspect.isgenerator(coroutine):
+            frame, coroutine = coroutine.gi_frame, coroutine.gi_yieldfrom
+        else:
+            break
+        if frame is not None and not (theirs and frame.f_code.co_filename.startswith(_LIBRARIES)):
+            name, line = frame.f_code.co_qualname, frame.f_lineno or 0
+            theirs = not frame.f_code.co_filename.startswith(_LIBRARIES)
+    return name, line
+
+
+def end(coroutine: object) -> None:
+    """Close a coroutine that nobody will resume again, as often as it awaits something on its way out."""
+    for _ in range(_GOODBYES):
+        try:
+            coroutine.close()  # type: ignore[attr-defined] # whatever a task runs has it
+        except BaseException:  # noqa: BLE001, S112 - why the run has ended has been told
+            continue
+        return
+
+
 class Recorder:
     """Asks a schedule, and puts down what it says and what is done about it."""
 
-    __slots__ = ("_choose", "choices", "faults", "max_steps", "steps")
+    __slots__ = ("_choose", "broken", "choices", "faults", "max_steps", "steps")
 
     def __init__(self, choices: Choices, max_steps: int) -> None:
         self._choose = choices.choose
@@ -73,10 +113,17 @@ class Recorder:
         self.choices: list[int] = []
         self.steps: list[Step] = []
         self.faults: Counter[str] = Counter()
+        #: What the schedule raised instead of answering, as Hypothesis does when it has seen enough.
+        self.broken: BaseException | None = None
 
     def choose(self, n: int, names: Sequence[int] = (), /) -> int:
-        """Ask which of `n` comes next."""
-        choice = self._choose(n, names)
+        """Ask which of `n` comes next. If the schedule raises, the next step ends the run: here nobody could."""
+        try:
+            choice = self._choose(n, names)
+        except BaseException as error:  # noqa: BLE001 - raised again at the end of the run
+            self.broken = self.broken or error
+            self.max_steps = 0
+            return 0
         if n > 1:
             self.choices.append(choice)
         return choice
@@ -85,10 +132,13 @@ class Recorder:
         """Put down a step; NoProgressError if there have been too many."""
         self.steps.append(step)
         if len(self.steps) > self.max_steps:
-            last = Counter(told(each).partition(", as number ")[0] for each in self.steps[-1000:]).most_common(3)
-            most = "; ".join(f"{what} ({times}x)" for what, times in last)
-            msg = f"no end after {self.max_steps} steps; of the last 1000, most were {most}"
-            raise NoProgressError(msg)
+            raise self.no_progress()
+
+    def no_progress(self) -> NoProgressError:
+        """Return the error that tells what the run has been busy with."""
+        last = Counter(told(each).partition(", as number ")[0] for each in self.steps[-1000:]).most_common(3)
+        most = "; ".join(f"{what} ({times}x)" for what, times in last)
+        return NoProgressError(f"no end after {self.max_steps} steps; of the last 1000, most were {most}")
 
 
 @attrs.frozen(eq=False)
@@ -153,6 +203,8 @@ def record(body: Callable[[Recorder], T], schedule: Schedule, *, max_steps: int)
         except BaseException as caught:  # noqa: BLE001 - raised again by whoever asks for the outcome
             error = caught
             outcome = functools.partial(_raise, caught)
+    if recorder.broken is not None:
+        raise recorder.broken
     run = Run(schedule, tuple(recorder.choices), tuple(recorder.steps), recorder.faults, outcome, error)
     if error is not None:
         _note(error, run)
@@ -185,12 +237,17 @@ def _note(error: BaseException, run: Run[T]) -> None:
 
 @contextmanager
 def _nobody_collects() -> Iterator[None]:
-    """Keep the garbage collector from closing a generator or calling a finalizer somewhere in the middle."""
+    """Keep the garbage collector from closing a generator or calling a finalizer somewhere in the middle.
+
+    What the run leaves is collected at its end, so that a finalizer that has something to say does not say it during
+    somebody else's run. Nothing was collected meanwhile, so all of it is young.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.collect(0)
         if enabled:
             gc.enable()
 
@@ -272,3 +329,15 @@ def shut_off() -> Iterator[None]:
         errors = _WATCHED.pop(this)
         if errors:
             raise errors[0]
+
+
+@contextmanager
+def let_in() -> Iterator[None]:
+    """Allow the calling thread the world outside again, for what the instrument itself has to do there."""
+    this = threading.get_ident()
+    errors = _WATCHED.pop(this, None)
+    try:
+        yield
+    finally:
+        if errors is not None:
+            _WATCHED[this] = errors

@@ -19,18 +19,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import heapq
-import inspect
 import itertools
 import math
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-
-import anyio
 
 from resilience.machines.checks import positive_int
 from resilience.testing import runs
-from resilience.testing.runs import DeadlockError, Recorder, Run, refused, shut_off
+from resilience.testing.runs import DeadlockError, Recorder, Run, end, refused, shut_off, standing
 from resilience.testing.schedules import Random
 from resilience.testing.virtual_time import NO_FAULTS, Faults, VirtualTime
 
@@ -48,7 +44,6 @@ T = TypeVar("T")
 #: What asyncio's own clock resolves; its timers fire up to this much early.
 _RESOLUTION_NS = 1
 _CLEANING_STEPS = 10_000
-_LIBRARIES = tuple(str(Path(str(module.__file__)).parent) for module in (asyncio, anyio))
 
 
 def run(
@@ -113,15 +108,7 @@ def _once(main: Callable[[], Awaitable[T]], recorder: Recorder, *, starve: bool 
     time = VirtualTime(recorder, faults)
     starving = bool(recorder.choose(2)) if starve is None else starve
     with shut_off(), time.shown():
-        loop = SeededLoop(recorder, time, starving=starving)
-        runner = asyncio.Runner(loop_factory=lambda: loop)
-        try:
-            return runner.run(_awaited(main))
-        finally:
-            loop.clean_up()
-            # Whatever a task does that will not be cancelled has been told already.
-            with suppress(DeadlockError):
-                runner.close()
+        return SeededLoop(recorder, time, starving=starving).run(main)
 
 
 async def _awaited(main: Callable[[], Awaitable[T]]) -> T:
@@ -129,7 +116,7 @@ async def _awaited(main: Callable[[], Awaitable[T]]) -> T:
 
 
 class SeededLoop(asyncio.BaseEventLoop):
-    """An event loop whose every step is a choice. `run` makes it, runs it and closes it."""
+    """An event loop whose every step is a choice, for one run."""
 
     def __init__(self, recorder: Recorder, time: VirtualTime, *, starving: bool) -> None:
         super().__init__()
@@ -147,9 +134,28 @@ class SeededLoop(asyncio.BaseEventLoop):
         """Return the virtual time in seconds."""
         return self._virtual.now_ns / 10**9
 
-    def clean_up(self) -> None:
-        """From here on, do what is left to do in plain order, and put nothing down."""
-        self._cleaning = 1
+    def run(self, main: Callable[[], Awaitable[T]]) -> T:
+        """Run an async function to its end, and close the loop; nothing is left behind, however it ended."""
+        runner = asyncio.Runner(loop_factory=lambda: self)
+        try:
+            return runner.run(_awaited(main))
+        finally:
+            # From here on, what is left to do is done in plain order, and nothing is put down.
+            self._cleaning = 1
+            # What there was to tell has been told.
+            self.set_exception_handler(_say_nothing)
+            try:
+                with suppress(DeadlockError):
+                    runner.close()
+            finally:
+                self._give_up_tasks()
+
+    def _give_up_tasks(self) -> None:
+        """End the tasks that would not be cancelled, and hold none any longer."""
+        for task in sorted(asyncio.all_tasks(self), key=lambda task: self._numbers.get(task, -1)):
+            task._log_destroy_pending = False  # type: ignore[attr-defined] # noqa: SLF001 - it has been told
+            end(task.get_coro())
+        self._numbers.clear()
 
     # -- one step ---------------------------------------------------------------------------------------------------
 
@@ -186,9 +192,13 @@ class SeededLoop(asyncio.BaseEventLoop):
             if self._turns:
                 return self._turns
             timer = self._next_timer()
-            if timer is None:
-                raise DeadlockError(self._everybody_waits())
-            self._virtual.pass_until(math.ceil(timer.when() * 10**9))
+            self._wait(None if timer is None else math.ceil(timer.when() * 10**9))
+
+    def _wait(self, due_ns: int | None) -> None:
+        """Nobody can run: let time pass until the next timer is due, if there is one."""
+        if due_ns is None:
+            raise DeadlockError(self._everybody_waits())
+        self._virtual.pass_until(due_ns)
 
     def _gather(self) -> None:
         """Number what has become ready, and sort it by its number."""
@@ -229,7 +239,7 @@ class SeededLoop(asyncio.BaseEventLoop):
 
     def _everybody_waits(self) -> str:
         waiting = sorted(
-            (self._numbers.get(task, -1), f"{task.get_name()}, {'{}, line {}'.format(*_standing(task.get_coro()))}")
+            (self._numbers.get(task, -1), f"{task.get_name()}, {'{}, line {}'.format(*standing(task.get_coro()))}")
             for task in asyncio.all_tasks(self)
         )
         return f"everybody waits, and nothing is due: {'; '.join(text for _, text in waiting)}"
@@ -247,6 +257,10 @@ class SeededLoop(asyncio.BaseEventLoop):
 
     def _process_events(self, event_list: list[object]) -> None:
         """Do nothing: there are no events."""
+
+
+def _say_nothing(_loop: asyncio.AbstractEventLoop, _context: dict[str, object]) -> None:
+    return
 
 
 def _first(turn: tuple[int, asyncio.Handle]) -> int:
@@ -285,21 +299,4 @@ def _whereabouts(handle: asyncio.Handle) -> tuple[str, int]:
         while isinstance(callback, functools.partial):
             callback = callback.func
         return getattr(callback, "__qualname__", type(callback).__qualname__), 0
-    return _standing(task.get_coro())
-
-
-def _standing(coroutine: object) -> tuple[str, int]:
-    """Return the innermost function that a coroutine awaits, libraries of event loops apart, and the line there."""
-    name = getattr(coroutine, "__qualname__", type(coroutine).__qualname__)
-    line, theirs = 0, False
-    while coroutine is not None:
-        if inspect.iscoroutine(coroutine):
-            frame, coroutine = coroutine.cr_frame, coroutine.cr_await
-        elif inspect.isgenerator(coroutine):
-            frame, coroutine = coroutine.gi_frame, coroutine.gi_yieldfrom
-        else:
-            break
-        if frame is not None and not (theirs and frame.f_code.co_filename.startswith(_LIBRARIES)):
-            name, line = frame.f_code.co_qualname, frame.f_lineno or 0
-            theirs = not frame.f_code.co_filename.startswith(_LIBRARIES)
-    return name, line
+    return standing(task.get_coro())

@@ -26,6 +26,7 @@ from resilience.testing.runs import DeadlockError, NondeterminismError, NoProgre
 from resilience.testing.schedules import PCT, Exhaustive, Random, Replay, Schedule, schedules
 from resilience.testing.seeded_asyncio import record, run
 from resilience.testing.virtual_time import Faults
+from tests.proof.leavings import Broken, nothing_left_behind
 from tests.resilience.support import assert_refuses, in_thread
 
 if TYPE_CHECKING:
@@ -208,6 +209,41 @@ def test_a_task_that_will_not_end_is_given_up() -> None:
 
     with pytest.raises(DeadlockError):
         run(stubborn)
+
+
+def test_nothing_is_left_behind() -> None:
+    """What a run has to give up is ended within it: no finalizer has anything to say later, in somebody else's run."""
+
+    async def stubborn() -> None:
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                continue
+            finally:
+                await asyncio.sleep(0)
+
+    async def minds() -> None:
+        try:
+            while True:  # noqa: ASYNC110 - it waits for nothing
+                await asyncio.sleep(0)
+        finally:
+            raise LookupError
+
+    async def body() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(stubborn())
+            group.create_task(stubborn())
+
+    with nothing_left_behind():
+        assert isinstance(record(body).error, DeadlockError)
+        assert isinstance(record(minds, max_steps=20).error, NoProgressError)
+
+
+def test_a_schedule_that_raises_ends_the_run() -> None:
+    """Hypothesis does so when it has seen enough; the error goes on to it, and nothing is left behind."""
+    with nothing_left_behind(), pytest.raises(LookupError, match="enough"):
+        record(hand_off, schedule=Broken())
 
 
 def test_a_body_that_rolls_dice_is_told_the_first_difference() -> None:
