@@ -179,7 +179,12 @@ class CircuitBreaker(Guard):
         self._is_failure = is_failure
         self._is_failure_result = is_failure_result
         self._on_state_change = on_state_change
-        self._random = random_module.Random() if random is None else instance("random", random, random_module.Random)
+        # Only where somebody asks it: one takes more memory than all the rest of a circuit, and as long to make.
+        self._random: random_module.Random | None = None
+        if random is not None:
+            instance("random", random, random_module.Random)
+        if recovery_backoff is not None:
+            self._random = random or random_module.Random()
         self._last_failure_ns: int | None = None
         self._admissions = Tally()
         self._plain_successes = Tally()
@@ -360,8 +365,7 @@ class CircuitBreaker(Guard):
             self._ignored += verdict is Verdict.IGNORED
             self._cancelled += verdict is Verdict.CANCELLED
             return
-        u = self._random.random() if machine.backoff is not None else 0.0
-        if machine.record(permit.generation, probe, now_ns, failed=failed, slow=slow, u=u):
+        if machine.record(permit.generation, probe, now_ns, failed=failed, slow=slow, u=self._roll()):
             if failed:
                 self._failed += 1
                 self._last_failure_ns = self.clock.time_ns()
@@ -424,9 +428,13 @@ class CircuitBreaker(Guard):
 
     def _tick(self, now_ns: int) -> None:
         """Make the changes that are due. The lock is held."""
-        self._machine.tick(now_ns, self._random.random() if self._machine.backoff is not None else 0.0)
+        self._machine.tick(now_ns, self._roll())
         if self._machine.changes:
             self._announce()
+
+    def _roll(self) -> float:
+        """Return a number in [0, 1) for the jitter of the backoff, where there is one."""
+        return 0.0 if self._random is None else self._random.random()
 
     def _announce(self) -> None:
         """Count what changed, and queue it for the listeners. The lock is held."""

@@ -21,6 +21,7 @@ later admissions left below "full" is the least slack they saw; while a grant is
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 
@@ -32,6 +33,23 @@ _NANOSECONDS = 1_000_000_000
 def exact_fraction(number: float) -> Fraction:
     """Return the decimal that was written: 0.1 is one tenth, not the nearest binary fraction."""
     return Fraction(number) if isinstance(number, int) else Fraction(repr(float(number)))
+
+
+@functools.lru_cache(maxsize=128, typed=True)
+def _units_of(rate: float, capacity: float) -> tuple[int, int, int]:
+    """Return how many units a nanosecond, a token and the whole bucket are.
+
+    Remembered, since those who make a bucket for each of many keys make all of them alike. A float and an integer that
+    equal each other are written differently, and so may stand for different decimals.
+    """
+    fraction = exact_fraction(rate) / _NANOSECONDS
+    size = exact_fraction(capacity)
+    # Scaled so that a fractional capacity is a whole number of units too.
+    return (
+        fraction.numerator * size.denominator,
+        fraction.denominator * size.denominator,
+        fraction.denominator * size.numerator,
+    )
 
 
 class TokenBucket:
@@ -64,12 +82,10 @@ class TokenBucket:
     def _configure(self, rate: float, capacity: float) -> None:
         self.rate: float = rate
         self.capacity: float = capacity
-        fraction = exact_fraction(rate) / _NANOSECONDS
-        size = exact_fraction(capacity)
-        # Scaled so that a fractional capacity is a whole number of units too.
-        self.per_nanosecond: int = fraction.numerator * size.denominator
-        self.per_token: int = fraction.denominator * size.denominator
-        self.burst: int = fraction.denominator * size.numerator
+        self.per_nanosecond: int
+        self.per_token: int
+        self.burst: int
+        self.per_nanosecond, self.per_token, self.burst = _units_of(rate, capacity)
 
     def units(self, cost: float) -> int:
         """Return a cost in units, rounded up where the cost is finer than they are."""

@@ -410,3 +410,12 @@ def test_not_until_differs_from_never_fits() -> None:
     assert NotUntil(3) == NotUntil(3) != NotUntil(None)
     assert NeverFits(3, 2) == NeverFits(3, 2)
     assert repr(NeverFits(3, 2)) == "NeverFits(cost=3, capacity=2)"
+
+
+def test_a_float_and_an_integer_that_are_equal_may_stand_for_different_decimals() -> None:
+    """Whichever of them was asked for first, each bucket has the terms that were written."""
+    whole, decimal = 2**60, float(2**60)
+    assert whole == decimal
+    integers, floats = TokenBucket(1, whole, 0), TokenBucket(1, decimal, 0)
+    assert integers.burst == 2**60 * integers.per_token
+    assert floats.burst == 1_152_921_504_606_847_000 * floats.per_token
