@@ -43,7 +43,7 @@ from resilience.machines.tripping import ConsecutiveFailures, CountWindow, Failu
 from resilience.outcome import Verdict
 from resilience.policy import Policy, PolicyWarning
 from resilience.rate_limiter import RateLimiter, Reservation
-from resilience.remains import EVERYTHING, NEVER, Everything, Remains
+from resilience.remains import EVERYTHING, Everything, Remains
 from resilience.retry import Attempt, Attempts, Retry
 from resilience.retry_budget import RetryBudget
 from resilience.storm_guard import Sample, StormGuard
@@ -52,7 +52,6 @@ from resilience.timeout import Deadline, Timeout
 __all__ = [
     "AIMD",
     "EVERYTHING",
-    "NEVER",
     "AdaptiveLimiter",
     "AsyncGuardedDeque",
     "Attempt",

@@ -25,7 +25,7 @@ from resilience.machines.limits import Gradient2, LimitAlgorithm
 from resilience.machines.token_bucket import exact_fraction
 from resilience.outcome import Verdict, verdict_of_exception, verdict_of_result
 from resilience.queueing import WHOLE, QueueingGuard
-from resilience.remains import EVERYTHING, Everything
+from resilience.remains import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from resilience.clock import Clock
     from resilience.errors import RejectedError
+    from resilience.machines.limits import Notes
+    from resilience.remains import Everything, Remains
 
 __all__ = ["AdaptiveLimiter", "LimiterShare"]
 
@@ -186,9 +188,21 @@ class AdaptiveLimiter(QueueingGuard):
             if calls:
                 self._events.put(*calls)
 
-    def remains(self) -> Everything | None:
-        """Return None if nothing is under way, and no call has taught it anything yet."""
-        return EVERYTHING if self._succeeded or self._failed else super().remains()
+    def remains(self) -> Remains | Everything | None:
+        """Return what it has learnt so far, if nothing is under way; None if that is nothing.
+
+        In the middle of a probe, or on a line of its own since the clock fell back, it takes more than that to tell.
+        """
+        notes = self._machine.notes()
+        if super().remains() is not None or notes is None or self._line.offset_ns:
+            return EVERYTHING
+        return None if notes == self.algorithm.start().notes() else (None, *notes)
+
+    def resume(self, remains: Remains) -> None:
+        """Have learnt what the other limiter had."""
+        _, *notes = cast("tuple[None, *Notes]", remains)
+        self._machine.resume(tuple(notes), self._line.last_ns)
+        self._permits.limit = self._machine.limit
 
     def judge_exception(self, exception: BaseException) -> Verdict:
         """Judge by `is_failure`."""

@@ -11,7 +11,7 @@ import math
 import random as random_module
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import attrs
 
@@ -27,7 +27,7 @@ from resilience.machines.checks import instance, positive, positive_int
 from resilience.machines.decision import NeverFits, NotUntil
 from resilience.machines.tripping import ConsecutiveFailures, FailureRate, SlowCallRate, TripCondition
 from resilience.outcome import Verdict, any_exception, verdict_of_exception, verdict_of_result
-from resilience.remains import EVERYTHING, Everything
+from resilience.remains import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from resilience.clock import Clock
     from resilience.errors import RejectedError
+    from resilience.machines.tripping import Notes
+    from resilience.remains import Everything, Remains
 
 __all__ = ["BreakerStatistics", "CircuitBreaker", "CircuitState", "Isolation"]
 
@@ -404,15 +406,27 @@ class CircuitBreaker(Guard):
         """Judge by `is_failure_result`."""
         return verdict_of_result(result, self._is_failure_result)
 
-    def remains(self) -> Everything | None:
-        """Return None if the circuit is closed, counts nothing, and no call is under way that it would count."""
+    def remains(self) -> Remains | Everything | None:
+        """Return what a closed circuit counts; None if that is nothing, and no call is under way that it would count.
+
+        One that is not closed, and what is counted in slices of time, takes more than that to tell.
+        """
         now_ns = self._line.at(self.clock.monotonic_ns())
         self._tick(now_ns)
         # In this order: a call that is admitted meanwhile, without the lock, is one more under way rather than none.
         settled = self._succeeded + self._failed + self._ignored + self._cancelled + self._late
         settled += self._plain_successes.value
-        under_way = self._admissions.value - settled
-        return None if self._machine.is_fresh(now_ns) and not under_way else EVERYTHING
+        if self._admissions.value != settled:
+            return EVERYTHING
+        if self._machine.is_fresh(now_ns):
+            return None
+        notes = self._machine.notes()
+        return EVERYTHING if notes is None else (None, self._last_failure_ns, *notes)
+
+    def resume(self, remains: Remains) -> None:
+        """Count what the other circuit counted."""
+        _, self._last_failure_ns, *notes = cast("tuple[None, int | None, *Notes]", remains)
+        self._machine.resume(tuple(notes))
 
     def renew(self, permit: Permit) -> None:
         """Begin the lease of a probe anew: a stream that gives items is alive."""

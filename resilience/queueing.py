@@ -26,12 +26,13 @@ from resilience.machines.checks import non_negative, whole_number
 from resilience.machines.decision import NotUntil
 from resilience.machines.permits import Permits
 from resilience.parking import ParkingQueue, Waiter, async_waiter, running_loop, thread_waiter
-from resilience.remains import EVERYTHING, Everything
+from resilience.remains import EVERYTHING
 
 if TYPE_CHECKING:
     from resilience.clock import Clock
     from resilience.machines.decision import NeverFits
     from resilience.outcome import Verdict
+    from resilience.remains import Everything, Remains
 
 __all__ = ["WHOLE", "QueueingGuard", "WaitingLine"]
 
@@ -158,7 +159,7 @@ class QueueingGuard(Guard):
         if self._pending:
             self._after()
 
-    def remains(self) -> Everything | None:
+    def remains(self) -> Remains | Everything | None:
         """Return None if no permit is out and nobody waits."""
         return EVERYTHING if self._permits.in_use or self._queue else None
 

@@ -4,8 +4,8 @@ Rules of this module:
 
 * A part of a layer tells its `Remains`, or that nothing remains (None), or that nothing less than itself will do
   (EVERYTHING). They are instants as its clock counts, and counts; whatever takes them up decides as it would have.
-* The first of them is the instant from which on nothing is left, without anybody's doing: NEVER where only further
-  calls change that.
+* The first of them is the instant from which on nothing is left, without anybody's doing; None in its place where only
+  further calls change that.
 * `pack` makes of the remains of a layer's parts the smallest thing that Python has for them, since a million of these
   may lie in a dict: one integer where one part has left one instant, as nearly always, or else one bytes object. (A
   tuple of two integers takes four times as much as one of them.)
@@ -30,7 +30,8 @@ Memory: TypeAlias = "int | float | tuple[Memory, ...] | None"
 Remains: TypeAlias = "int | tuple[Memory, ...]"
 """What calls have left behind in a part, small enough to be kept in its stead: an instant, alone or before other notes.
 
-The instant is the reading of the part's clock from which on nothing is left, without anybody's doing; or NEVER.
+The instant is the reading of the part's clock from which on nothing is left, without anybody's doing. None in its
+place says that nothing goes by itself.
 """
 
 
@@ -69,10 +70,8 @@ def pack(found: Sequence[Remains | None]) -> Packed | None:
     only = found[left[0]]
     if len(left) == 1 and isinstance(only, int) and len(found) in range(1, 6):
         return only << _BITS | _NUMBERS[len(found), left[0]]
-    instants = [
-        cast("int", remains[0] if isinstance(remains, tuple) else remains) for remains in found if remains is not None
-    ]
-    until = min(NEVER, max(instants))
+    firsts = [remains[0] if isinstance(remains, tuple) else remains for remains in found if remains is not None]
+    until = NEVER if None in firsts else min(NEVER, max(cast("list[int]", firsts)))
     return until.to_bytes(_INSTANT, "big", signed=True) + marshal.dumps(tuple(found), _VERSION)
 
 

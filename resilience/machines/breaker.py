@@ -30,6 +30,7 @@ from resilience.machines.tripping import TripCondition, Tripwire, Tripwires
 
 if TYPE_CHECKING:
     from resilience.machines.backoff import Backoff
+    from resilience.machines.tripping import Notes
 
 __all__ = ["TRANSITIONS", "Breaker", "CircuitState"]
 
@@ -207,6 +208,14 @@ class Breaker:
         """Tell whether the circuit is as good as new, calls under way aside. Tick first."""
         self.tripwire.age(now_ns)
         return self.state is CircuitState.CLOSED and self.tripwire.blank
+
+    def notes(self) -> Notes | None:
+        """Return what a closed circuit counts; None if it is not closed, or counts in slices of time. Tick first."""
+        return self.tripwire.notes() if self.state is CircuitState.CLOSED else None
+
+    def resume(self, notes: Notes) -> None:
+        """Count what another closed circuit counted. Nothing has been recorded yet."""
+        self.tripwire.resume(notes)
 
     @property
     def probes(self) -> int:

@@ -26,13 +26,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, cast
 
 import attrs
 
 from resilience.machines.checks import positive, positive_int
 
-__all__ = ["AIMD", "Gradient2", "LimitAlgorithm", "LimitMachine", "Vegas"]
+__all__ = ["AIMD", "Gradient2", "LimitAlgorithm", "LimitMachine", "Notes", "Vegas"]
 
 _NANOSECONDS = 1_000_000_000
 # A window that is this far from the baseline, either way, makes one doubt the baseline.
@@ -45,6 +45,10 @@ _WEIGHT = 0.3
 _PROBE = 4
 
 
+Notes: TypeAlias = "tuple[float | None, ...]"
+"""What was learnt, as plain numbers: another machine of the same configuration can take it up."""
+
+
 class LimitMachine(Protocol):
     """What learns the limit; not locked."""
 
@@ -53,6 +57,14 @@ class LimitMachine(Protocol):
 
     def record(self, started_ns: int, ended_ns: int, in_flight: int, *, dropped: bool) -> int:
         """Take the sample of one call; return the limit that holds from now on."""
+        ...
+
+    def notes(self) -> Notes | None:
+        """Return what was learnt so far, as plain numbers; None if that takes more to tell."""
+        ...
+
+    def resume(self, notes: Notes, now_ns: int) -> None:
+        """Have learnt what another machine of the same configuration had. No call has been recorded yet."""
         ...
 
 
@@ -181,6 +193,12 @@ class _Samples:
             # Less than the clock can tell is not nothing.
             self._latency_ns += max(1, latency_ns)
 
+    def notes(self) -> tuple[int, ...]:
+        return self.calls, self.answered, self.most_in_flight, self._latency_ns
+
+    def resume(self, notes: tuple[int, int, int, int]) -> None:
+        self.calls, self.answered, self.most_in_flight, self._latency_ns = notes
+
     @property
     def mean_ns(self) -> float | None:
         """The mean latency; None if every call was dropped."""
@@ -246,6 +264,23 @@ class _Learner(ABC):
             self._samples = _Samples()
             self._judge(samples, ended_ns)
         return self.limit
+
+    def notes(self) -> Notes | None:
+        """Return the estimate, the doubts about the baseline, the baseline, and the window; None during a probe."""
+        if self._probing_since_ns is not None:
+            return None
+        baseline = self._baseline
+        return self._estimate, self._doubts, baseline.latency_ns, baseline.measured, *self._samples.notes()
+
+    def resume(self, notes: Notes, now_ns: int) -> None:  # noqa: ARG002 - it notes no instant
+        """Go on from there."""
+        estimate, doubts, latency_ns, measured, *samples = notes
+        self._estimate = cast("float", estimate)
+        self.limit = int(self._estimate)
+        self._doubts = cast("int", doubts)
+        self._baseline.latency_ns = latency_ns
+        self._baseline.measured = bool(measured)
+        self._samples.resume(cast("tuple[int, int, int, int]", tuple(samples)))
 
     def _judge(self, samples: _Samples, now_ns: int) -> None:
         mean_ns = samples.mean_ns
@@ -338,3 +373,14 @@ class _Aimd:
                 self._good = 0
                 self.limit = min(self._config.max_limit, self.limit + 1)
         return self.limit
+
+    def notes(self) -> Notes:
+        """Return the limit, the good calls of this round, and when the limit was cut."""
+        return self.limit, self._good, self._backed_off_ns
+
+    def resume(self, notes: Notes, now_ns: int) -> None:
+        """Go on from there; should the clock have fallen back meanwhile, the limit was not cut later than now."""
+        limit, good, backed_off_ns = cast("tuple[int, int, int | None]", notes)
+        self.limit = limit
+        self._good = good
+        self._backed_off_ns = None if backed_off_ns is None else min(backed_off_ns, now_ns)

@@ -11,7 +11,7 @@ A count window is exact. A time window is kept in `TimeWindow.SLICES` slices tha
 from __future__ import annotations
 
 from collections import deque
-from typing import ClassVar, Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias, cast
 
 import attrs
 
@@ -22,6 +22,7 @@ __all__ = [
     "ConsecutiveFailures",
     "CountWindow",
     "FailureRate",
+    "Notes",
     "SlowCallRate",
     "TimeWindow",
     "TripCondition",
@@ -29,6 +30,10 @@ __all__ = [
 ]
 
 _NANOSECONDS = 1_000_000_000
+
+
+Notes: TypeAlias = "tuple[int | Notes, ...]"
+"""What is counted, as plain integers: other counters of the same condition can take it up."""
 
 
 class Tripwire(Protocol):
@@ -50,6 +55,14 @@ class Tripwire(Protocol):
 
     def age(self, now_ns: int) -> None:
         """Forget what has left the window by now."""
+        ...
+
+    def notes(self) -> Notes | None:
+        """Return what is counted now; None where that is in slices of time, and will be gone by itself."""
+        ...
+
+    def resume(self, notes: Notes) -> None:
+        """Count what others counted. Nothing has been recorded yet."""
         ...
 
 
@@ -177,6 +190,16 @@ class Tripwires:
             tripped |= wire.record(now_ns, failed=failed, slow=slow)
         return tripped
 
+    def notes(self) -> Notes | None:
+        """Return what each condition counts now; None if one cannot tell."""
+        every = tuple(wire.notes() for wire in self._wires)
+        return None if None in every else cast("Notes", every)
+
+    def resume(self, notes: Notes) -> None:
+        """Give each condition what it had counted."""
+        for wire, counted in zip(self._wires, notes, strict=True):
+            wire.resume(cast("Notes", counted))
+
 
 class _Consecutive:
     __slots__ = ("_limit", "failures")
@@ -199,6 +222,12 @@ class _Consecutive:
         self.failures += 1
         return self.failures >= self._limit
 
+    def notes(self) -> Notes:
+        return (self.failures,)
+
+    def resume(self, notes: Notes) -> None:
+        (self.failures,) = cast("tuple[int]", notes)
+
 
 class _Counts(Protocol):
     calls: int
@@ -207,6 +236,8 @@ class _Counts(Protocol):
 
     def age(self, now_ns: int) -> None: ...
     def add(self, now_ns: int, failed: bool, slow: bool) -> None: ...  # noqa: FBT001 - added up
+    def notes(self) -> Notes | None: ...
+    def resume(self, notes: Notes) -> None: ...
 
 
 _GOOD = (False, False)
@@ -239,6 +270,17 @@ class _LastCalls:
         self.failed += failed
         self.slow += slow
 
+    def notes(self) -> Notes:
+        """Return how many calls there are, one bit for each that failed, and one for each that was slow."""
+        failed = sum(entry[0] << place for place, entry in enumerate(self._entries))
+        slow = sum(entry[1] << place for place, entry in enumerate(self._entries))
+        return self.calls, failed, slow
+
+    def resume(self, notes: Notes) -> None:
+        calls, failed, slow = cast("tuple[int, int, int]", notes)
+        for place in range(calls):
+            self.add(0, bool(failed >> place & 1), bool(slow >> place & 1))
+
 
 class _LastSeconds:
     __slots__ = ("_slice_ns", "_slices", "calls", "failed", "slow")
@@ -268,6 +310,12 @@ class _LastSeconds:
         self.calls += 1
         self.failed += failed
         self.slow += slow
+
+    def notes(self) -> Notes | None:
+        return None if self.calls else ()
+
+    def resume(self, notes: Notes) -> None:
+        """Do nothing: there is nothing to tell but that there was nothing."""
 
 
 def _counts(window: Window) -> _Counts:
@@ -305,3 +353,9 @@ class _Rate:
             return False
         counted = counts.slow if self._slow_calls else counts.failed
         return counted * self._of >= self._least * counts.calls
+
+    def notes(self) -> Notes | None:
+        return self._counts.notes()
+
+    def resume(self, notes: Notes) -> None:
+        self._counts.resume(notes)

@@ -12,8 +12,10 @@ from resilience import (
     AdaptiveLimiter,
     Bulkhead,
     CircuitBreaker,
+    CountWindow,
     FailureRate,
     Fallback,
+    Gradient2,
     Layer,
     Policy,
     RateLimiter,
@@ -36,8 +38,10 @@ __all__ = [
     "adaptive",
     "breaker",
     "bulkhead",
+    "counted",
     "drive",
     "every_kind",
+    "learning",
     "limiter",
     "several",
     "storm_guard",
@@ -69,6 +73,16 @@ def windowed(clock: ManualClock) -> CircuitBreaker:
     )
 
 
+def counted(clock: ManualClock) -> CircuitBreaker:
+    """Make a breaker that judges the last few calls, by two conditions."""
+    return CircuitBreaker(
+        recovery_timeout=3.0,
+        trip=[FailureRate(0.6, CountWindow(3), min_calls=3), SlowCallRate(0.6, CountWindow(4), min_calls=4)],
+        slow_call_duration=2.0,
+        clock=clock,
+    )
+
+
 def storm_guard(clock: ManualClock) -> StormGuard:
     """Make a storm guard whose storms take a while to end."""
     return StormGuard(3.0, 2, hold_for=1.0, clock=clock)
@@ -84,13 +98,20 @@ def adaptive(clock: ManualClock) -> AdaptiveLimiter:
     return AdaptiveLimiter(AIMD(initial_limit=2), is_failure=lambda _: True, clock=clock)
 
 
+def learning(clock: ManualClock) -> AdaptiveLimiter:
+    """Make a limiter that learns from latency, and probes soon."""
+    algorithm = Gradient2(initial_limit=4, window=1, queue_size=1, probe_every=3)
+    return AdaptiveLimiter(algorithm, is_failure=lambda _: True, clock=clock)
+
+
 def several(clock: ManualClock) -> Policy:
     """Make a policy whose parts recover each in its own time, or not by themselves."""
     return Policy(Fallback("other", on=KeyError), storm_guard(clock), breaker(clock), limiter(clock))
 
 
 MAKERS: dict[str, Make] = {
-    make.__name__: make for make in (limiter, breaker, windowed, storm_guard, bulkhead, adaptive, several)
+    make.__name__: make
+    for make in (limiter, breaker, windowed, counted, storm_guard, bulkhead, adaptive, learning, several)
 }
 every_kind = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 

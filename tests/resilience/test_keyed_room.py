@@ -22,6 +22,7 @@ from resilience import (
     Permit,
     Policy,
     RateLimiter,
+    Remains,
     StormGuard,
     Timeout,
     fusing,
@@ -175,7 +176,7 @@ def test_room_is_looked_for_in_bounded_time() -> None:
     looked: list[int] = []
 
     class Counting(Bulkhead):
-        def remains(self) -> Everything | None:
+        def remains(self) -> Remains | Everything | None:
             looked.append(1)
             return super().remains()
 

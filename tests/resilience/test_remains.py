@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from resilience import (
     EVERYTHING,
+    AdaptiveLimiter,
     CircuitBreaker,
     CountWindow,
     Deadline,
@@ -36,7 +37,19 @@ from resilience import (
 )
 from resilience.remains import NEVER, pack, unpack, until_ns
 from resilience.testing import ManualClock
-from tests.resilience.sleepers import Open, breaker, bulkhead, every_kind, limiter, storm_guard, use, windowed
+from tests.resilience.sleepers import (
+    Open,
+    adaptive,
+    breaker,
+    bulkhead,
+    counted,
+    every_kind,
+    learning,
+    limiter,
+    storm_guard,
+    use,
+    windowed,
+)
 from tests.resilience.support import assert_caught
 
 if TYPE_CHECKING:
@@ -129,7 +142,9 @@ def mutant_of(make: Make, remains: Callable[[Guard], Remains | Everything | None
     return make_mutant
 
 
-@pytest.mark.parametrize("make", [limiter, breaker, windowed, storm_guard, bulkhead], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [limiter, breaker, windowed, counted, storm_guard, bulkhead], ids=lambda make: make.__name__
+)
 def test_law_of_remains_catches_a_guard_that_always_feels_fresh(make: Make) -> None:
     """Forgetting a debt, a failure, an event or a permit is seen."""
     assert_caught(law_of_remains(mutant_of(make, lambda _: None)))
@@ -145,6 +160,24 @@ def _half(guard: Guard) -> Remains | Everything | None:
     return cast("int", remains[0]) if isinstance(remains, tuple) else remains
 
 
+def _one_less(guard: Guard) -> Remains | Everything | None:
+    remains = CircuitBreaker.remains(guard)  # type: ignore[arg-type]
+    return (*remains[:2], max(0, cast("int", remains[2]) - 1)) if isinstance(remains, tuple) else remains
+
+
+def _swapped(guard: Guard) -> Remains | Everything | None:
+    remains = CircuitBreaker.remains(guard)  # type: ignore[arg-type]
+    if not isinstance(remains, tuple):
+        return remains
+    counts = cast("list[tuple[int, int, int]]", list(remains[2:]))
+    return (*remains[:2], *((calls, slow, failed) for calls, failed, slow in counts))
+
+
+def _unlearnt(guard: Guard) -> Remains | Everything | None:
+    remains = AdaptiveLimiter.remains(guard)  # type: ignore[arg-type]
+    return None if isinstance(remains, tuple) else remains
+
+
 def _early(guard: Guard) -> Remains | Everything | None:
     remains = RateLimiter.remains(guard)  # type: ignore[arg-type]
     return remains - 1_000_000_000 if isinstance(remains, int) else remains
@@ -152,8 +185,24 @@ def _early(guard: Guard) -> Remains | Everything | None:
 
 @pytest.mark.parametrize(
     ("make", "remains"),
-    [(breaker, _ignoring_calls), (storm_guard, _half), (limiter, _early)],
-    ids=["calls under way", "the last event alone", "a little less debt"],
+    [
+        (breaker, _ignoring_calls),
+        (breaker, _one_less),
+        (counted, _swapped),
+        (adaptive, _unlearnt),
+        (learning, _unlearnt),
+        (storm_guard, _half),
+        (limiter, _early),
+    ],
+    ids=[
+        "calls under way",
+        "a failure less",
+        "slow for failed",
+        "a limit that was cut",
+        "a latency",
+        "the last event alone",
+        "a little less debt",
+    ],
 )
 def test_law_of_remains_catches_mutants(make: Make, remains: Callable[[Guard], Remains | Everything | None]) -> None:
     """Forgetting a part of what remains is seen too."""
@@ -281,10 +330,11 @@ def test_strategies_say_whether_they_keep_anything() -> None:
 # -- packed for the night ---------------------------------------------------------------------------------------------
 
 instants = st.integers(-(2**40), 2**80)
+firsts = st.none() | instants
 told: st.SearchStrategy[Remains] = st.one_of(
     instants,
-    st.tuples(instants, st.integers()),
-    st.tuples(instants, st.floats(allow_nan=False), st.none(), st.tuples(st.integers(), st.booleans())),
+    st.tuples(firsts, st.integers()),
+    st.tuples(firsts, st.floats(allow_nan=False), st.none(), st.tuples(st.integers(), st.booleans())),
 )
 
 
@@ -299,7 +349,7 @@ def law_of_packing(
     @example([None, 7])
     @example([7])
     @example([None] * 5 + [7])
-    @example([(NEVER, 1), 3])
+    @example([(None, 1), 3])
     def law(found: list[Remains | None]) -> None:
         packed = pack(found)
         left = [remains[0] if isinstance(remains, tuple) else remains for remains in found if remains is not None]
@@ -307,7 +357,7 @@ def law_of_packing(
         if packed is None:
             return
         assert unpack(packed) == tuple(found)
-        last = max(cast("list[int]", left))
+        last = max(NEVER if instant is None else cast("int", instant) for instant in left)
         assert min(until_ns(packed), NEVER) == min(last, NEVER)
 
     return law
