@@ -19,6 +19,7 @@ from resilience import (
     CircuitBreaker,
     CircuitOpenError,
     Coalescer,
+    Keyed,
     Layer,
     Policy,
     RateLimiter,
@@ -157,6 +158,30 @@ def bulkhead_free() -> Loop:
     return _calls(Bulkhead(PLENTY))
 
 
+def _look_ups(max_awake: int) -> Loop:
+    """Return the loop that asks for two keys in turns, whose limiters have been used and will not recover."""
+    guards = Keyed[str, RateLimiter](lambda _: RateLimiter(1 / AN_HOUR, 2), max_awake=max_awake)
+    for key in "ab":
+        guards[key].try_acquire()
+
+    async def loop(calls: int) -> None:
+        for _ in repeat(None, calls // 2):
+            guards["a"]
+            guards["b"]
+
+    return loop
+
+
+def keyed_awake() -> Loop:
+    """Look up a guard that is there as an object."""
+    return _look_ups(max_awake=2)
+
+
+def keyed_asleep() -> Loop:
+    """Look up a guard of which only the remains are there: it is made again, and another one put to sleep."""
+    return _look_ups(max_awake=1)
+
+
 def append_and_popleft() -> Loop:
     """Put one item and take it again."""
     queue: AsyncGuardedDeque[int] = AsyncGuardedDeque(maxlen=PLENTY)
@@ -195,6 +220,8 @@ SUBJECTS = (
     Subject("StormGuard.should_process_event of a key, admitted", storm_keyed),
     Subject("Coalescer.submit, merged", storm_merged),
     Subject("Bulkhead.call", bulkhead_free),
+    Subject("Keyed, look-up of a key that is awake", keyed_awake),
+    Subject("Keyed, look-up of a key that sleeps", keyed_asleep),
     Subject("AsyncGuardedDeque.append + popleft", append_and_popleft),
     Subject("Retry.call, first attempt", retry_unneeded),
     Subject("Timeout.call, in time", timeout_unreached),

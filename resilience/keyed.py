@@ -25,7 +25,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import attrs
@@ -40,6 +40,7 @@ from resilience.remains import EVERYTHING, NEVER, Everything, pack, unpack, unti
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
+    from threading import Lock
 
     from resilience.clock import Clock
     from resilience.events import EventQueue
@@ -152,9 +153,12 @@ class Keyed(Generic[K, L]):
             if guard is not None:
                 self._awake.move_to_end(key)
                 return guard
+            has_room = self._has_room(key)
         try:
-            with self._locked() as queues:
-                self._see_to_room(key, queues)
+            if not has_room:
+                # Before a guard is made in vain.
+                with self._locked() as queues:
+                    self._see_to_room(key, queues)
             return self._wake(key, self._make(key))
         except KeysExhaustedError as refusal:
             announce(Rejected(guard=self.label, retry_after=refusal.retry_after))
@@ -240,10 +244,13 @@ class Keyed(Generic[K, L]):
             if not (remains is None or isinstance(remains, Everything)):
                 self._asleep[key] = remains
 
+    def _has_room(self, key: K) -> bool:
+        # It may be awake by now, if the lock was free in between.
+        return key in self._asleep or key in self._awake or len(self._asleep) + len(self._awake) < self.max_keys
+
     def _see_to_room(self, key: K, queues: list[EventQueue]) -> None:
         """See to it that there is room for this key, or raise KeysExhaustedError."""
-        # It may be awake by now: the lock was free in between.
-        if key in self._awake or key in self._asleep or len(self._awake) + len(self._asleep) < self.max_keys:
+        if self._has_room(key):
             return
         now_ns = self.clock.monotonic_ns()
         earliest_ns = NEVER
@@ -268,7 +275,8 @@ class Keyed(Generic[K, L]):
         """Drop the guard of this key if nobody holds it, and return its remains; EVERYTHING if it was kept instead."""
         guard = self._awake[key]
         self._awake.move_to_end(key)
-        with ExitStack() as locks:
+        locks: list[Lock] = []
+        try:
             remains = _remains(guard) if _lock_parts(guard, locks, queues) else EVERYTHING
             if remains is EVERYTHING or (only_fresh and remains is not None):
                 return EVERYTHING
@@ -279,14 +287,17 @@ class Keyed(Generic[K, L]):
             if held is not None:
                 self._awake[key] = held
                 return EVERYTHING
+        finally:
+            for lock in locks:
+                lock.release()
         return remains
 
 
 # Functions of their own, so that no variable is left that holds a part.
 
 
-def _lock_parts(guard: Layer, locks: ExitStack, queues: list[EventQueue]) -> bool:
-    """Take the locks of all parts; return False if one is taken, for then the guard is in use.
+def _lock_parts(guard: Layer, locks: list[Lock], queues: list[EventQueue]) -> bool:
+    """Take the locks of all parts, and list those that are; return False if one was taken: the guard is in use.
 
     What that brings up for listeners has to wait until all locks are free.
     """
@@ -294,7 +305,7 @@ def _lock_parts(guard: Layer, locks: ExitStack, queues: list[EventQueue]) -> boo
         if isinstance(part, Guard):
             if not part._lock.acquire(blocking=False):  # noqa: SLF001 - what its sections take
                 return False
-            locks.callback(part._lock.release)  # noqa: SLF001
+            locks.append(part._lock)  # noqa: SLF001
             queues.append(part._events)  # noqa: SLF001
     return True
 

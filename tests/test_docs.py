@@ -66,6 +66,11 @@ def test_the_limiter_s_page_shows_its_picture_s_table() -> None:
     assert edge_table("limiter") in (ROOT / "docs" / "adaptive-limiter.md").read_text(encoding="utf-8")
 
 
+def test_the_states_of_a_key_are_explained() -> None:
+    """Its page has the table that belongs to the picture."""
+    assert edge_table("keyed") in (ROOT / "docs" / "keyed.md").read_text(encoding="utf-8")
+
+
 def test_the_delivery_s_picture_and_page_show_every_state() -> None:
     """No state of a delivery is missing from the picture."""
     assert {node.name for node in DIAGRAMS["delivery"].nodes} == {state.value for state in DeliveryState}

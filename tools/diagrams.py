@@ -85,6 +85,21 @@ DIAGRAMS = {
             Edge("probing", "adjusting", "the baseline is measured; the limit is what it was"),
         ),
     ),
+    "keyed": Diagram(
+        "What becomes of a key",
+        520,
+        260,
+        (Node("not known", 90, 55), Node("awake", 430, 55), Node("asleep", 260, 205)),
+        (
+            Edge("not known", "awake", "it is asked for, and its guard is made"),
+            Edge(
+                "awake", "asleep", "nobody holds the guard, `max_awake` others were used later, and something remains"
+            ),
+            Edge("asleep", "awake", "it is asked for; a guard is made, and goes on from what remains"),
+            Edge("awake", "not known", "nobody holds the guard, others were used later, and it is as good as new"),
+            Edge("asleep", "not known", "another key needs the room, and by now nothing remains"),
+        ),
+    ),
     "delivery": Diagram(
         "The states of a delivery",
         640,

@@ -30,18 +30,20 @@ __all__ = ["TokenBucket", "exact_fraction"]
 _NANOSECONDS = 1_000_000_000
 
 
+# Those who make a guard for each of many keys make all of them alike, so a few numbers are remembered. A float and an
+# integer that equal each other are written differently, and so may stand for different decimals: hence `typed`.
+_remembered = functools.lru_cache(maxsize=256, typed=True)
+
+
+@_remembered
 def exact_fraction(number: float) -> Fraction:
     """Return the decimal that was written: 0.1 is one tenth, not the nearest binary fraction."""
     return Fraction(number) if isinstance(number, int) else Fraction(repr(float(number)))
 
 
-@functools.lru_cache(maxsize=128, typed=True)
+@_remembered
 def _units_of(rate: float, capacity: float) -> tuple[int, int, int]:
-    """Return how many units a nanosecond, a token and the whole bucket are.
-
-    Remembered, since those who make a bucket for each of many keys make all of them alike. A float and an integer that
-    equal each other are written differently, and so may stand for different decimals.
-    """
+    """Return how many units a nanosecond, a token and the whole bucket are."""
     fraction = exact_fraction(rate) / _NANOSECONDS
     size = exact_fraction(capacity)
     # Scaled so that a fractional capacity is a whole number of units too.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from resilience import (
+    AdaptiveLimiter,
     Bulkhead,
     CircuitBreaker,
     Everything,
@@ -410,10 +411,16 @@ def test_a_factory_that_changes_its_mind_is_told() -> None:
         (
             lambda key: Policy(CircuitBreaker(name=key), RateLimiter(0.001, 2, name=key)),
             use,
-            300,
+            200,
         ),
+        (
+            lambda key: Policy(CircuitBreaker(name=key), RateLimiter(0.001, 2, name=key)),
+            lambda guard: use(guard, fails=True),
+            200,
+        ),
+        (lambda key: AdaptiveLimiter(name=key), use, 200),
     ],
-    ids=["limiter", "storm guard", "breaker", "bulkhead", "policy"],
+    ids=["limiter", "storm guard", "breaker", "bulkhead", "policy", "policy with a failure", "adaptive limiter"],
 )
 def test_an_idle_key_costs_next_to_nothing(
     make: Callable[[str], Layer], touch: Callable[[Layer], object], limit: int
