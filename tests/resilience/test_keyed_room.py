@@ -41,25 +41,60 @@ if TYPE_CHECKING:
     from resilience.telemetry import Event
 
 
-@pytest.mark.parametrize("max_awake", [1, 10])
-def test_fresh_ones_go_first_and_the_longest_unused_of_them(max_awake: int) -> None:
+def law_of_who_goes_first(kind: type[Keyed[str, RateLimiter]], max_awake: int) -> None:
     """Room is made by the fresh key that has gone longest without use; what is not fresh is passed over."""
     clock = ManualClock()
-    keyed: Keyed[str, RateLimiter] = Keyed(lambda _: limiter(clock), max_keys=4, max_awake=max_awake, clock=clock)
-    for key in "abcd":
+    keyed = kind(lambda _: limiter(clock), max_keys=4, max_awake=max_awake, clock=clock)
+    for key in "aabc":
         use(keyed[key])
     clock.advance(1.0)
-    use(keyed["a"])
-    use(keyed["b"])
+    use(keyed["d"])
+    use(keyed["d"])
     clock.advance(1.5)
-    # Now c and d are fresh.
+    # Now b and c are fresh, and a is not, which has gone longest without use.
     keyed["e"]
-    assert [key for key in "abcde" if key in keyed] == ["a", "b", "d", "e"]
-    clock.advance(1.5)
-    # Now all are.
+    assert [key for key in "abcde" if key in keyed] == ["a", "c", "d", "e"]
+    clock.advance(2.0)
+    # Now a is, too; but it was busy when it was last looked at, which is as good as being used.
     keyed["f"]
-    assert [key for key in "abcdef" if key in keyed and key != "e"] == ["a", "b", "f"]
+    assert [key for key in "abcdef" if key in keyed and key != "e"] == ["a", "d", "f"]
     assert keyed.statistics().evicted == 2
+
+
+@pytest.mark.parametrize("max_awake", [1, 10])
+def test_fresh_ones_go_first_and_the_longest_unused_of_them(max_awake: int) -> None:
+    """Whether they are asleep or awake."""
+    law_of_who_goes_first(Keyed, max_awake)
+
+
+class _Backwards(Keyed[str, RateLimiter]):
+    """A mutant: looks at those first that were used last."""
+
+    __slots__ = ()
+
+    def _see_to_room(self, key: str, queues: list[EventQueue]) -> None:
+        for keys in (self._awake, self._asleep):
+            for known in reversed(tuple(keys)):
+                keys.move_to_end(known)
+        super()._see_to_room(key, queues)
+
+
+class _Oldest(Keyed[str, RateLimiter]):
+    """A mutant: drops whoever was used first, fresh or not."""
+
+    __slots__ = ()
+
+    def _see_to_room(self, key: str, _: list[EventQueue]) -> None:
+        if not self._has_room(key):
+            (self._asleep or self._awake).popitem(last=False)
+            self._evicted += 1
+
+
+@pytest.mark.parametrize("mutant", [_Backwards, _Oldest])
+@pytest.mark.parametrize("max_awake", [1, 10])
+def test_law_of_who_goes_first_catches_mutants(mutant: type[Keyed[str, RateLimiter]], max_awake: int) -> None:
+    """Another order, and no regard for what is not fresh, are seen."""
+    assert_caught(lambda: law_of_who_goes_first(mutant, max_awake))
 
 
 def test_when_all_are_busy_a_new_key_is_refused() -> None:
@@ -361,12 +396,10 @@ def test_a_key_that_another_thread_has_woken_meanwhile_needs_no_room() -> None:
     assert keyed["a"] is found[0]
 
 
-def test_threads_share_the_keys() -> None:
-    """With many threads, few places and guards that come and go, no token is given out twice."""
+def law_of_threads(kind: type[Keyed[int, RateLimiter]]) -> None:
+    """With many threads, few places and guards that come and go, no token is given out twice, and none is lost."""
     clock = ManualClock()
-    keyed: Keyed[int, RateLimiter] = Keyed(
-        lambda _: RateLimiter(rate=0.001, capacity=20, clock=clock), max_keys=8, max_awake=1, clock=clock
-    )
+    keyed = kind(lambda _: RateLimiter(rate=0.001, capacity=20, clock=clock), max_keys=8, max_awake=1, clock=clock)
     barrier = threading.Barrier(4)
     admitted: list[int] = []
 
@@ -380,6 +413,27 @@ def test_threads_share_the_keys() -> None:
     for thread in threads:
         thread.join()
     assert {key: admitted.count(key) for key in range(8)} == dict.fromkeys(range(8), 20)
+
+
+def test_threads_share_the_keys() -> None:
+    """However they come between one another."""
+    law_of_threads(Keyed)
+
+
+class _Forgetful(Keyed[int, RateLimiter]):
+    """A mutant: a key that is woken begins anew."""
+
+    __slots__ = ()
+
+    def _wake(self, key: int, made: RateLimiter) -> RateLimiter:
+        with self._lock:
+            self._asleep.pop(key, None)
+        return super()._wake(key, made)
+
+
+def test_law_of_threads_catches_a_registry_that_forgets() -> None:
+    """Tokens that are given out again are seen."""
+    assert_caught(lambda: law_of_threads(_Forgetful))
 
 
 def test_a_factory_that_changes_its_mind_is_told() -> None:
