@@ -56,8 +56,6 @@ class Case:
     ours: bool = False
     #: The module that it takes, if that may be missing.
     module: str | None = None
-    #: Whether a million keys are to be filled in too, which takes half a minute where a guard is made for each.
-    million: bool = True
 
 
 @attrs.frozen
@@ -193,14 +191,9 @@ CASES = (
     Case(
         "Keyed of Policy(CircuitBreaker, RateLimiter)", _keyed(lambda: Policy(CircuitBreaker(), _limiter())), ours=True
     ),
-    Case(
-        "the same, a failure counted",
-        _keyed(lambda: Policy(CircuitBreaker(), _limiter()), fails=True),
-        ours=True,
-        million=False,
-    ),
-    Case("Keyed of CircuitBreaker, a failure counted", _keyed(CircuitBreaker, fails=True), ours=True, million=False),
-    Case("Keyed of AdaptiveLimiter, a latency learnt", _keyed(AdaptiveLimiter), ours=True, million=False),
+    Case("the same, a failure counted", _keyed(lambda: Policy(CircuitBreaker(), _limiter()), fails=True), ours=True),
+    Case("Keyed of CircuitBreaker, a failure counted", _keyed(CircuitBreaker, fails=True), ours=True),
+    Case("Keyed of AdaptiveLimiter, a latency learnt", _keyed(AdaptiveLimiter), ours=True),
     Case("limits, moving window", _limits, module="limits"),
     Case("throttled-py, GCRA", _throttled, module="throttled"),
     Case("pyrate-limiter, a bucket for each name", _pyrate, module="pyrate_limiter"),
@@ -265,16 +258,9 @@ def _measure() -> list[Taken]:
         if case.module is None or importlib.util.find_spec(case.module) is not None
     ]
     with ThreadPoolExecutor(os.cpu_count()) as processes:
-        resident = {
-            index: processes.submit(_in_a_process_of_its_own, index, KEYS, "resident")
-            for index, case in present
-            if case.million
-        }
+        resident = {index: processes.submit(_in_a_process_of_its_own, index, KEYS, "resident") for index, _ in present}
         worst = {index: processes.submit(_in_a_process_of_its_own, index, WORST, "traced") for index, _ in present}
-    return [
-        Taken(case, resident[index].result() if case.million else None, worst[index].result() or 0.0)
-        for index, case in present
-    ]
+    return [Taken(case, resident[index].result(), worst[index].result() or 0.0) for index, case in present]
 
 
 def main(arguments: list[str]) -> int:
