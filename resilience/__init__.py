@@ -7,6 +7,7 @@ loops. Compose them with `Policy`; each is a decorator, has `call`, and guards a
 from __future__ import annotations
 
 from resilience.adaptive_limiter import AdaptiveLimiter, LimiterShare
+from resilience.attempts import Attempt, Attempts
 from resilience.bulkhead import Bulkhead
 from resilience.circuit_breaker import CircuitBreaker, CircuitState, Isolation
 from resilience.clock import CallbackClock, Clock, SystemClock
@@ -44,7 +45,7 @@ from resilience.outcome import Verdict
 from resilience.policy import Policy, PolicyWarning
 from resilience.rate_limiter import RateLimiter, Reservation
 from resilience.remains import EVERYTHING, Everything, Remains
-from resilience.retry import Attempt, Attempts, Retry
+from resilience.retry import Retry
 from resilience.retry_budget import RetryBudget
 from resilience.storm_guard import Sample, StormGuard
 from resilience.timeout import Deadline, Timeout

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from resilience.attempts import Attempts
 from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
 from resilience.counting import Tally
 from resilience.events import RetryScheduled, announce
@@ -32,8 +33,6 @@ from resilience.timers import remaining_ns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
-    from types import TracebackType
-    from typing import Self
 
     from resilience.clock import Clock
     from resilience.fusing import BlockingRunner, Runner
@@ -41,7 +40,7 @@ if TYPE_CHECKING:
     from resilience.outcome import On
     from resilience.streaming import StreamRunner
 
-__all__ = ["Attempt", "Attempts", "Retry", "RetryBudget", "RetryStatistics"]
+__all__ = ["Retry", "RetryStatistics"]
 
 _CENTURY = 3_155_760_000.0
 
@@ -178,7 +177,7 @@ class Retry(Strategy):
             ...             attempt.result = "fetched"
 
         """
-        return Attempts(self)
+        return Attempts(lambda: _Rounds(self, self._start()), self.clock)
 
     def inside(self, outer: tuple[Guard | Strategy, ...]) -> Strategy:
         """Return one that leaves it to a layer outside, if that has the same budget, to note the first attempt."""
@@ -248,98 +247,6 @@ class Retry(Strategy):
         if self.budget is not None and self._earns:
             self.budget.first_attempt()
         return self.clock.monotonic_ns()
-
-
-class Attempts:
-    """The attempts at one block: an iterator for `async for` and, in plain code, for `for`.
-
-    Raises RuntimeError if another attempt is asked for before the block of the last one has been entered and left.
-    """
-
-    __slots__ = ("_delay_ns", "_is_open", "_retry", "_rounds")
-
-    def __init__(self, retry: Retry) -> None:
-        self._retry = retry
-        self._rounds: _Rounds | None = None
-        self._is_open = False
-        self._delay_ns: int | None = 0
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Attempt:
-        delay_ns = self._delay()
-        if delay_ns is None:
-            raise StopAsyncIteration
-        if self._rounds is not None:
-            await self._retry.clock.sleep(seconds(delay_ns))
-        return self._next()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Attempt:
-        delay_ns = self._delay()
-        if delay_ns is None:
-            raise StopIteration
-        if self._rounds is not None:
-            self._retry.clock.sleep_blocking(seconds(delay_ns))
-        return self._next()
-
-    def _delay(self) -> int | None:
-        if self._is_open:
-            msg = (
-                "the block of an attempt must have been left before the next attempt: write `with attempt:` in the loop"
-            )
-            raise RuntimeError(msg)
-        return self._delay_ns
-
-    def _next(self) -> Attempt:
-        if self._rounds is None:
-            self._rounds = _Rounds(self._retry, self._retry._start())  # noqa: SLF001 - one class in several parts
-        self._is_open = True
-        return Attempt(self._rounds.failed + 1, functools.partial(self._judge, self._rounds))
-
-    def _judge(self, rounds: _Rounds, exception: BaseException | None, result: object) -> bool:
-        """Hear how an attempt ended; tell whether another one follows."""
-        self._is_open = False
-        self._delay_ns = None
-        if isinstance(exception, Exception):
-            self._delay_ns = rounds.after_error(exception)
-        elif exception is None and result is not _NO_RESULT:
-            self._delay_ns = rounds.after_result(result)
-        return self._delay_ns is not None
-
-
-class Attempt:
-    """One attempt at a block, made by `Retry.attempts`; entered once, as a plain context manager.
-
-    `number` counts from 1. Set `result` to have `on_result` judge it; when the attempts are used up, the last one
-    stands. Not a checkpoint. A cancellation goes on.
-    """
-
-    __slots__ = ("_entered", "_judge", "number", "result")
-
-    def __init__(self, number: int, judge: Callable[[BaseException | None, object], bool]) -> None:
-        self.number: int = number
-        self.result: object = _NO_RESULT
-        self._judge = judge
-        self._entered = False
-
-    def __enter__(self) -> Self:
-        if self._entered:
-            msg = "the block of an attempt may be entered only once"
-            raise RuntimeError(msg)
-        self._entered = True
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, exception: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        return self._judge(exception, self.result) and exception is not None
-
-
-_NO_RESULT = object()
 
 
 class _Reopened(Relay):

@@ -63,6 +63,7 @@ RULES = (
             ("parking",),
             ("timers",),
             ("retry_budget",),
+            ("attempts",),
             ("streaming",),
             ("counting",),
             ("fusing",),
