@@ -18,7 +18,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
     from contextvars import Token
 
-    Runner: TypeAlias = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
     # Makes the exception, given the limit in seconds.
     Exceeded: TypeAlias = Callable[[float], TimeoutExceededError]
 
 __all__ = ["Alarm", "TimeLimit", "alarm", "asyncio_task", "cancellations", "ending", "remaining_ns", "within"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # The clock and the instant on its line by which the innermost Timeout of this context ends.
 _DEADLINE: ContextVar[tuple[Clock, int] | None] = ContextVar("resilience_deadline", default=None)
@@ -218,12 +220,12 @@ class TimeLimit:
         # Replaced whole, so that reading it needs no lock.
         self._queues: dict[asyncio.AbstractEventLoop, _Queue] = {}
 
-    def around(self, call_next: Runner) -> Runner:
+    def around(self, call_next: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         """Return a runner that ends in time or raises `exceeded(limit)`."""
         limit, limit_ns, clock, exceeded = self._limit, self._limit_ns, self._clock, self._exceeded
         if type(clock) is not SystemClock:
 
-            async def run_in_scope(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            async def run_in_scope(*args: P.args, **kwargs: P.kwargs) -> R:
                 with ending(limit, limit_ns, clock, exceeded):
                     return await call_next(*args, **kwargs)
 
@@ -231,7 +233,7 @@ class TimeLimit:
 
         monotonic_ns, take_back = clock.monotonic_ns, _DEADLINE.reset
 
-        async def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        async def run(*args: P.args, **kwargs: P.kwargs) -> R:
             task = asyncio_task()
             if task is None:
                 with ending(limit, limit_ns, clock, exceeded):

@@ -62,7 +62,7 @@ def test_the_core_needs_few_libraries(metadata: Message) -> None:
     """Whatever is not needed by everybody is an extra."""
     core = {entry.split(">")[0] for entry in metadata.get_all("Requires-Dist", []) if "extra ==" not in entry}
 
-    assert core == {"aiohttp", "anyio", "attrs", "httpcore", "httpx", "sqlalchemy"}
+    assert core == {"anyio", "attrs", "httpcore", "httptools", "httpx", "sqlalchemy"}
 
 
 def test_the_extras_are_the_promised_ones(metadata: Message) -> None:

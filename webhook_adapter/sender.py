@@ -23,13 +23,12 @@ import socket
 import ssl
 from typing import TYPE_CHECKING
 
-import attrs
 import httpx
 
 from resilience import Clock, SystemClock, TimeoutExceededError
-from resilience.timers import within
+from resilience.timers import TimeLimit
 from webhook_adapter import signing
-from webhook_adapter.egress import AddressRefusedError, DnsError, TlsError, parse_url
+from webhook_adapter.egress import AddressRefusedError, DnsError, Received, Target, TlsError, exchange_over, parse_url
 from webhook_adapter.model import AttemptOutcome, FailureKind, check_header
 
 if TYPE_CHECKING:
@@ -54,14 +53,6 @@ _WORDS = {
     FailureKind.PROTOCOL: "the exchange was not valid HTTP",
     FailureKind.REFUSED: "the address is refused",
 }
-
-
-@attrs.frozen
-class _Prepared:
-    """What is the same for every message to one URL with one set of headers."""
-
-    url: httpx.URL
-    headers: tuple[tuple[bytes, bytes], ...] = attrs.field(repr=False)
 
 
 class Sender:
@@ -93,12 +84,11 @@ class Sender:
         if type(max_response_bytes) is not int or max_response_bytes < 0:
             raise ValueError(f"max_response_bytes must be a whole number of at least 0, not {max_response_bytes!r}")
         _, self._user_agent = check_header("User-Agent", user_agent)
-        self._transport = transport
         self._attempt_timeout = float(attempt_timeout)
-        self._attempt_timeout_ns = round(attempt_timeout * _NANOSECONDS)
         self._max_response_bytes = max_response_bytes
         self._clock: Clock = clock if clock is not None else SystemClock()
-        self._prepare = functools.lru_cache(maxsize=4096)(self._prepare_uncached)
+        self._target = functools.lru_cache(maxsize=4096)(self._target_uncached)
+        self._post = TimeLimit(self._attempt_timeout, self._clock).around(exchange_over(transport).post)
 
     async def send(self, endpoint: Endpoint, message: Message) -> AttemptOutcome:
         """POST `message` to `endpoint`, freshly signed with all its unexpired secrets, and say how it ended.
@@ -111,101 +101,47 @@ class Sender:
         clock = self._clock
         started_ns = clock.monotonic_ns()
         wall_ns = clock.time_ns()
-        progress = _Progress()
-        error: str | None
+        received = Received(self._max_response_bytes)
+        failure: FailureKind | None = None
+        error: str | None = None
         try:
-            request = self._request(endpoint, message, wall_ns)
+            target = self._target(endpoint.url, endpoint.headers)
+            headers = _signed(endpoint, message, wall_ns)
         except ValueError as exc:
-            progress.failure, error = FailureKind.PROTOCOL, f"the message cannot be sent: {exc}"
+            failure, error = FailureKind.PROTOCOL, f"the message cannot be sent: {exc}"
         else:
-            error = await self._attempt(request, progress, endpoint)
+            try:
+                await self._post(target, headers, message.body, received)
+            except TimeoutExceededError:
+                failure = FailureKind.TIMEOUT
+                what = "no complete response" if received.status_code is None else "the response body did not end"
+                error = f"{what} within {self._attempt_timeout:g} s"
+            except (httpx.TransportError, httpx.StreamError, httpx.InvalidURL, OSError) as exc:
+                failure = _kind(exc)
+                words = _describe(exc, failure, endpoint, target.url)
+                error = words if received.status_code is None else f"the response body broke off: {words}"
         duration = max(0, clock.monotonic_ns() - started_ns) / _NANOSECONDS
+        status = received.status_code
+        if status is not None:
+            failure = None
+            if not _MIN_STATUS <= status <= _MAX_STATUS:
+                status, failure, error = None, FailureKind.PROTOCOL, "the response has no valid status"
         retry_after = None
-        if progress.retry_after is not None:
-            retry_after = parse_retry_after(progress.retry_after, now=clock.time_ns() / _NANOSECONDS)
+        if status is not None and not 200 <= status <= 299:  # noqa: PLR2004 - who has it has no need to come back
+            asked = received.header(b"retry-after")
+            if asked is not None:
+                retry_after = parse_retry_after(asked, now=clock.time_ns() / _NANOSECONDS)
         return AttemptOutcome(
             started_at=wall_ns / _NANOSECONDS,
             duration=duration,
-            status_code=progress.status_code,
-            failure=progress.failure,
+            status_code=status,
+            failure=failure,
             error=error,
             retry_after=retry_after,
-            response_body=progress.body,
+            response_body=received.body if status is not None else b"",
         )
 
-    async def _attempt(self, request: httpx.Request, progress: _Progress, endpoint: Endpoint) -> str | None:
-        """Exchange `request` under the deadline; note in `progress` how far it came, and return what went wrong."""
-        try:
-            await within(
-                self._attempt_timeout,
-                self._attempt_timeout_ns,
-                self._clock,
-                functools.partial(self._exchange, request, progress),
-            )
-        except TimeoutExceededError:
-            if progress.status_code is None:
-                progress.failure = FailureKind.TIMEOUT
-                return f"no complete response within {self._attempt_timeout:g} s"
-            return f"the response body did not end within {self._attempt_timeout:g} s"
-        except (httpx.TransportError, httpx.StreamError, httpx.InvalidURL, OSError) as exc:
-            kind = _kind(exc)
-            if progress.status_code is None:
-                progress.failure = kind
-            words = _describe(exc, kind, endpoint, request)
-            return words if progress.status_code is None else f"the response body broke off: {words}"
-        return progress.error
-
-    async def _exchange(self, request: httpx.Request, progress: _Progress) -> None:
-        response = await self._transport.handle_async_request(request)
-        stream = response.stream
-        if not isinstance(stream, httpx.AsyncByteStream):
-            raise TypeError(f"the transport must return asynchronous streams, not {type(stream).__name__}")
-        try:
-            if not _MIN_STATUS <= response.status_code <= _MAX_STATUS:
-                progress.failure = FailureKind.PROTOCOL
-                progress.error = "the response has no valid status"
-                return
-            progress.status_code = response.status_code
-            progress.retry_after = response.headers.get("retry-after")
-            await self._read(stream, progress)
-        finally:
-            await response.aclose()
-
-    async def _read(self, stream: httpx.AsyncByteStream, progress: _Progress) -> None:
-        """Read the body to its end or to the cap, whichever comes first, so that what was read is never lost."""
-        cap = self._max_response_bytes
-        chunks = aiter(stream)
-        try:
-            async for chunk in chunks:
-                progress.body = (progress.body + chunk)[:cap]
-                if len(progress.body) >= cap:
-                    break
-        finally:
-            close = getattr(chunks, "aclose", None)
-            if close is not None:
-                await close()
-
-    def _request(self, endpoint: Endpoint, message: Message, wall_ns: int) -> httpx.Request:
-        prepared = self._prepare(endpoint.url, endpoint.headers)
-        now = wall_ns / _NANOSECONDS
-        secrets = [each.value for each in endpoint.secrets if each.expires_at is None or each.expires_at > now]
-        if not secrets:
-            raise ValueError("the endpoint has no secret that has not expired")
-        body = message.body
-        signed = signing.sign(message.id, wall_ns // _NANOSECONDS, body, secrets)
-        return httpx.Request(
-            "POST",
-            prepared.url,
-            headers=[
-                *prepared.headers,
-                (b"content-length", b"%d" % len(body)),
-                *((name.encode("ascii"), value.encode("ascii")) for name, value in signed.items()),
-            ],
-            # A stream made here spares httpx the work of guessing headers that are all given.
-            stream=httpx.ByteStream(body),
-        )
-
-    def _prepare_uncached(self, url: str, headers: tuple[tuple[str, str], ...]) -> _Prepared:
+    def _target_uncached(self, url: str, headers: tuple[tuple[str, str], ...]) -> Target:
         # Both were checked when the endpoint was registered. They are again here: a row may come from elsewhere.
         parsed = parse_url(url, allow_http=True)
         custom = [check_header(name, value) for name, value in headers]
@@ -213,18 +149,16 @@ class Sender:
         if not any(name.lower() == "user-agent" for name, _ in custom):
             pairs.append(("User-Agent", self._user_agent))
         pairs += custom
-        return _Prepared(parsed, tuple((name.encode("ascii"), value.encode("ascii")) for name, value in pairs))
+        return Target.of(parsed, [(name.encode("ascii"), value.encode("ascii")) for name, value in pairs])
 
 
-@attrs.define(eq=False)
-class _Progress:
-    """How far an attempt has come; what is in here counts even if it breaks off the next moment."""
-
-    status_code: int | None = None
-    failure: FailureKind | None = None
-    error: str | None = None
-    retry_after: str | None = None
-    body: bytes = b""
+def _signed(endpoint: Endpoint, message: Message, wall_ns: int) -> list[tuple[bytes, bytes]]:
+    now = wall_ns / _NANOSECONDS
+    secrets = [each.value for each in endpoint.secrets if each.expires_at is None or each.expires_at > now]
+    if not secrets:
+        raise ValueError("the endpoint has no secret that has not expired")
+    signed = signing.sign(message.id, wall_ns // _NANOSECONDS, message.body, secrets)
+    return [(name.encode("ascii"), value.encode("ascii")) for name, value in signed.items()]
 
 
 def parse_retry_after(value: str, *, now: float) -> float | None:
@@ -275,13 +209,13 @@ def _causes(exc: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def _describe(exc: Exception, kind: FailureKind, endpoint: Endpoint, request: httpx.Request) -> str:
+def _describe(exc: Exception, kind: FailureKind, endpoint: Endpoint, url: httpx.URL) -> str:
     """Return one short sentence without anything secret: errors of other people's transports may quote a lot."""
     text = _URL_OR_QUOTED.sub("…", str(exc))
     hidden = [each.value for each in endpoint.secrets]
     hidden += [value for _, value in endpoint.headers]
     with contextlib.suppress(httpx.InvalidURL):
-        hidden += [request.url.raw_path.decode("ascii"), request.url.path, request.url.query.decode("ascii")]
+        hidden += [url.raw_path.decode("ascii"), url.path, url.query.decode("ascii")]
     for secret in sorted((each for each in hidden if len(each) > 1), key=len, reverse=True):
         text = text.replace(secret, "…")
     text = " ".join("".join(character if character.isprintable() else " " for character in text).split())

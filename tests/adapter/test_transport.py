@@ -13,8 +13,8 @@ import pytest
 import trustme
 
 from webhook_adapter.egress import AddressRefusedError, DnsError, EgressPolicy, TlsError, default_transport
-from webhook_adapter.egress.aiohttp_transport import AiohttpTransport
 from webhook_adapter.egress.httpcore_transport import HttpcoreTransport
+from webhook_adapter.egress.socket_transport import SocketTransport
 from webhook_adapter.egress.transport import EgressTransport
 from webhook_adapter.testing import Fault, Receiver, Reply
 
@@ -406,7 +406,7 @@ def test_one_transport_serves_one_event_loop_after_the_other() -> None:
 
 
 def test_each_event_loop_has_its_transport() -> None:
-    """On asyncio aiohttp carries the requests, on trio httpcore."""
+    """On asyncio our own sockets carry the requests, on trio httpcore."""
     transport = default_transport(LOOPBACK)
 
     async def use() -> type[httpx.AsyncBaseTransport]:
@@ -414,11 +414,11 @@ def test_each_event_loop_has_its_transport() -> None:
             await post(transport, receiver.url)
             assert isinstance(transport, EgressTransport)
             assert transport._latest is not None
-            chosen = type(transport._latest[1])
+            chosen = type(transport._latest[1].transport)
             await transport.aclose()
             return chosen
 
-    assert anyio.run(use, backend="asyncio") is AiohttpTransport
+    assert anyio.run(use, backend="asyncio") is SocketTransport
     assert anyio.run(use, backend="trio") is HttpcoreTransport
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from webhook_adapter.egress.addresses import EgressPolicy
 from webhook_adapter.egress.errors import AddressRefusedError, DnsError, TlsError
+from webhook_adapter.egress.exchange import Exchange, Received, Target, exchange_over
 from webhook_adapter.egress.resolving import Resolver, SystemResolver
 from webhook_adapter.egress.transport import default_transport
 from webhook_adapter.egress.urls import check_url, parse_url
@@ -16,10 +17,14 @@ __all__ = [
     "AddressRefusedError",
     "DnsError",
     "EgressPolicy",
+    "Exchange",
+    "Received",
     "Resolver",
     "SystemResolver",
+    "Target",
     "TlsError",
     "check_url",
     "default_transport",
+    "exchange_over",
     "parse_url",
 ]

@@ -9,7 +9,7 @@ Rules of this module:
   or in endless informational responses.
 * Every error of httpcore leaves as one of httpx.
 
-It knows no endpoint, no message and no deadline. It runs on asyncio too, but there aiohttp is the quicker one.
+It knows no endpoint, no message and no deadline. It runs on asyncio too, but there the other one is quicker.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import httpcore
 import httpx
 
 from webhook_adapter.egress.errors import TlsError
+from webhook_adapter.egress.racing import first_to_answer
 from webhook_adapter.egress.resolving import Judge, Resolver, resolve_judged
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ __all__ = ["HttpcoreTransport"]
 
 # As in the other transport: shorter than the idle time after which receivers close.
 _KEEPALIVE_SECONDS = 4.0
-# RFC 8305 recommends to start on the next address a quarter of a second after the last.
-_NEXT_ADDRESS_SECONDS = 0.25
 _MAX_HEADER_BYTES = 256 * 1024
 
 _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
@@ -188,9 +187,13 @@ class _JudgedBackend(httpcore.AsyncNetworkBackend):
     ) -> httpcore.AsyncNetworkStream:
         del local_address, socket_options  # the pools above set neither
         addresses = await resolve_judged(self._resolver, host, port, self._judge)
-        if len(addresses) == 1:
-            return _Stream(await self._inner.connect_tcp(addresses[0], port, timeout), host)
-        return _Stream(await self._connect_any(addresses, port, timeout), host)
+        won = await first_to_answer(
+            addresses,
+            lambda address: self._inner.connect_tcp(address, port, timeout),
+            lambda stream: stream.aclose(),
+            (httpcore.NetworkError, httpcore.TimeoutException),
+        )
+        return _Stream(won, host)
 
     async def connect_unix_socket(
         self,
@@ -203,43 +206,6 @@ class _JudgedBackend(httpcore.AsyncNetworkBackend):
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds)
-
-    async def _connect_any(
-        self,
-        addresses: tuple[str, ...],
-        port: int,
-        timeout: float | None,  # noqa: ASYNC109 - handed through
-    ) -> httpcore.AsyncNetworkStream:
-        """Connect to the first address that answers, starting on each a little after the one before (RFC 8305)."""
-        won: list[httpcore.AsyncNetworkStream] = []
-        errors: list[Exception] = []
-
-        async def attempt(address: str, over: anyio.Event) -> None:
-            try:
-                stream = await self._inner.connect_tcp(address, port, timeout)
-            except (httpcore.NetworkError, httpcore.TimeoutException) as exc:
-                errors.append(exc)
-                over.set()
-                return
-            # No checkpoint from here on: a connection is either handed over or closed.
-            won.append(stream)
-            group.cancel_scope.cancel()
-
-        try:
-            async with anyio.create_task_group() as group:
-                for address in addresses:
-                    over = anyio.Event()
-                    group.start_soon(attempt, address, over)
-                    with anyio.move_on_after(_NEXT_ADDRESS_SECONDS):
-                        await over.wait()
-            if not won:
-                raise errors[-1]
-            winner = won.pop(0)
-        finally:
-            with anyio.CancelScope(shield=True):
-                for stream in won:
-                    await stream.aclose()
-        return winner
 
 
 class _CutError(Exception):

@@ -6,7 +6,7 @@ Rules of this module:
   with connections of its own.
 * TLS is always verified; a context that does not verify is refused when it is given.
 
-It knows which transport fits which event loop, and no more of either.
+It is an `Exchange`, too. It knows which transport fits which event loop, and no more of either.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import attrs
 import httpx
 
 from webhook_adapter.egress.addresses import EgressPolicy
+from webhook_adapter.egress.exchange import exchange_over
 from webhook_adapter.egress.resolving import Resolver, SystemResolver
 
 if TYPE_CHECKING:
-    from webhook_adapter.egress.aiohttp_transport import AiohttpTransport
+    from collections.abc import Sequence
+
+    from webhook_adapter.egress.exchange import Exchange, Header, Received, Target
     from webhook_adapter.egress.httpcore_transport import HttpcoreTransport
+    from webhook_adapter.egress.socket_transport import SocketTransport
 
 __all__ = ["EgressTransport", "default_transport"]
 
@@ -52,8 +57,16 @@ def default_transport(
     return EgressTransport(policy, resolver=resolver, ssl_context=ssl_context)
 
 
+@attrs.frozen(eq=False)
+class _Carrier:
+    """What carries on one event loop: the same connections, by both seams."""
+
+    transport: httpx.AsyncBaseTransport
+    exchange: Exchange
+
+
 class EgressTransport(httpx.AsyncBaseTransport):
-    """Carries requests over aiohttp on asyncio and over httpcore on trio; see `default_transport`.
+    """Carries requests over sockets of its own on asyncio and over httpcore on trio; see `default_transport`.
 
     May be shared between event loops and threads. Close it in each loop that used it.
     """
@@ -76,9 +89,9 @@ class EgressTransport(httpx.AsyncBaseTransport):
         self._ssl_context = ssl_context
         self._lock = threading.Lock()
         self._tls_lock = threading.Lock()
-        self._per_loop: weakref.WeakKeyDictionary[object, httpx.AsyncBaseTransport] = weakref.WeakKeyDictionary()
+        self._per_loop: weakref.WeakKeyDictionary[object, _Carrier] = weakref.WeakKeyDictionary()
         # The loop that asked last, and what it got: nearly always the one that asks next.
-        self._latest: tuple[object, httpx.AsyncBaseTransport] | None = None
+        self._latest: tuple[object, _Carrier] | None = None
         # Importing an HTTP library takes long enough to be felt in the first attempt. So it is done here if it is
         # already known which one it will be.
         with contextlib.suppress(RuntimeError):
@@ -95,30 +108,43 @@ class EgressTransport(httpx.AsyncBaseTransport):
         """
         if request.url.scheme not in {"https", "http"}:
             raise httpx.UnsupportedProtocol(f"webhooks are sent over https or http, not {request.url.scheme!r}")
-        backend, loop = _running_loop()
-        latest = self._latest
-        if latest is not None and latest[0] is loop:
-            return await latest[1].handle_async_request(request)
-        return await self._transport(backend, loop).handle_async_request(request)
+        return await self._carrier().transport.handle_async_request(request)
+
+    async def post(self, target: Target, headers: Sequence[Header], body: bytes, received: Received) -> None:
+        """Send `body` and read the response into `received`; see `Exchange`.
+
+        A checkpoint. A cancellation closes the connection.
+
+        Raises:
+            AddressRefusedError: the policy refuses the address, or one of those that the name has.
+            httpx.TransportError: whatever else went wrong.
+        """
+        await self._carrier().exchange.post(target, headers, body, received)
 
     async def aclose(self) -> None:
         """Close every connection of the running event loop. A checkpoint; may be called again."""
         _, loop = _running_loop()
         with self._lock:
-            transport = self._per_loop.pop(loop, None)
+            carrier = self._per_loop.pop(loop, None)
             self._latest = None
-        if transport is not None:
-            await transport.aclose()
+        if carrier is not None:
+            await carrier.transport.aclose()
 
-    def _transport(self, backend: Backend, loop: object) -> httpx.AsyncBaseTransport:
+    def _carrier(self) -> _Carrier:
+        """Return what carries on the running event loop."""
+        backend, loop = _running_loop()
+        latest = self._latest
+        if latest is not None and latest[0] is loop:
+            return latest[1]
         with self._lock:
-            transport = self._per_loop.get(loop)
-            if transport is None:
+            carrier = self._per_loop.get(loop)
+            if carrier is None:
                 judges = (self._policy.judge, self._policy.judge_plain)
                 transport = _implementation(backend)(*judges, self._resolver, self._tls)
-                self._per_loop[loop] = transport
-            self._latest = (loop, transport)
-        return transport
+                carrier = _Carrier(transport, exchange_over(transport))
+                self._per_loop[loop] = carrier
+            self._latest = (loop, carrier)
+        return carrier
 
     def _tls(self) -> ssl.SSLContext:
         # Made at the first use: reading all the authorities takes longer than a hundred requests.
@@ -131,11 +157,11 @@ class EgressTransport(httpx.AsyncBaseTransport):
         return f"EgressTransport({self._policy!r})"
 
 
-def _implementation(backend: Backend) -> type[AiohttpTransport | HttpcoreTransport]:
+def _implementation(backend: Backend) -> type[SocketTransport | HttpcoreTransport]:
     if backend == "asyncio":
-        from webhook_adapter.egress.aiohttp_transport import AiohttpTransport
+        from webhook_adapter.egress.socket_transport import SocketTransport
 
-        return AiohttpTransport
+        return SocketTransport
     from webhook_adapter.egress.httpcore_transport import HttpcoreTransport
 
     return HttpcoreTransport

@@ -384,12 +384,12 @@ async def test_a_key_that_slips_through_fails_alone(store: Store, monkeypatch: p
     """A mutant that forgets known keys meets the unique index: the doubles fail, the rest of the batch does not."""
     monkeypatch.setattr(acceptance, "_known_keys", lambda _connection, _offers: {})
     await store.accept(a_message(key="k"), now=NOW)
-    failures: list[sa.exc.IntegrityError] = []
+    failures: list[sqlite3.IntegrityError] = []
 
     async def repeat() -> None:
         try:
             await store.accept(a_message(key="k"), now=NOW)
-        except sa.exc.IntegrityError as exc:
+        except sqlite3.IntegrityError as exc:
             failures.append(exc)
 
     with Gate(store) as gate:
