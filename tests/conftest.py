@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 from tests.ci import in_ci
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["pytester", "resilience.testing.plugin", "tests.servers"]
 
 # A deadline per example would be a timing assertion; pytest's own timeout ends a test that hangs.
 settings.register_profile("dev", deadline=None, max_examples=50)

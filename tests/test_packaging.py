@@ -58,6 +58,15 @@ def test_the_wheel_carries_its_license(wheel: Path) -> None:
         assert archive.read(name) == (ROOT / "LICENSE").read_bytes()
 
 
+def test_pytest_finds_the_plugin(wheel: Path) -> None:
+    """Who installs the package has `--explore-replay` and the like, and nothing to configure."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
+        points = archive.read(name).decode()
+
+    assert "[pytest11]\nresilience = resilience.testing.plugin" in points
+
+
 def test_the_core_needs_few_libraries(metadata: Message) -> None:
     """Whatever is not needed by everybody is an extra."""
     core = {entry.split(">")[0] for entry in metadata.get_all("Requires-Dist", []) if "extra ==" not in entry}

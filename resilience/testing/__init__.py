@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from resilience.testing.chaos import Chaos, ChaosStatistics
 from resilience.testing.exploration import Cancel, FailedScheduleError, explore_program, pause, until
+from resilience.testing.exploring import explore
 from resilience.testing.linearizability import (
     History,
     Model,
@@ -45,6 +46,7 @@ __all__ = [
     "Run",
     "Schedule",
     "assert_linearizable",
+    "explore",
     "explore_program",
     "linearize",
     "pause",

@@ -1,0 +1,274 @@
+"""Exploring: a test that runs under many schedules, and says how to run the one that failed.
+
+Rules of this module:
+
+* The first schedule is the plain one; then chance and priorities take turns, by the seed. Each is run twice and its
+  steps are compared, so that what cannot be replayed is told before anything else.
+* A schedule that fails is made as plain as it gets, and is written as one word that a command line takes.
+* Of pytest it knows only that somebody may be there who wants another number of schedules, or a single one, and to be
+  told what was covered: a `Session`. The module `plugin` is that somebody.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Literal, ParamSpec, Protocol, TypeAlias, cast, get_args
+
+import attrs
+
+from resilience.machines.checks import instance, positive_int, whole_number
+from resilience.testing.report import Report
+from resilience.testing.runs import NondeterminismError, told
+from resilience.testing.schedules import PCT, Random, Replay
+from resilience.testing.shrinking import shrink
+from resilience.testing.virtual_time import NO_FAULTS, Faults
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from resilience.testing.runs import Run
+    from resilience.testing.schedules import Schedule
+
+__all__ = ["Backend", "Session", "explore", "read", "session", "spell"]
+
+P = ParamSpec("P")
+
+Backend: TypeAlias = Literal["asyncio"]
+
+#: How many of the last steps of a failure are shown.
+_SHOWN = 60
+
+
+class _Record(Protocol):
+    def __call__(
+        self,
+        main: Callable[[], Awaitable[object]],
+        *,
+        schedule: Schedule,
+        starve: bool | None,
+        faults: Faults,
+        max_steps: int,
+        twice: bool,
+    ) -> Run[object]: ...
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Session:
+    """What whoever runs the tests wants to be different, and hears of.
+
+    Args:
+        replay: the only schedule to run.
+        schedules: how many to run, in place of what the test says.
+        seed: what they are drawn from, in place of what the test says.
+        command: makes the command that runs the test under one schedule, which is written as by `spell`.
+        covered: called with what was covered, failed or not.
+        failed: called with the steps of a run that failed, in words.
+
+    """
+
+    replay: Schedule | None = None
+    schedules: int | None = None
+    seed: int | None = None
+    command: Callable[[str], str] = "replay={}".format
+    covered: Callable[[Report], object] = attrs.field(default=lambda _: None)
+    failed: Callable[[str], object] = attrs.field(default=lambda _: None)
+
+
+session: ContextVar[Session] = ContextVar("session", default=Session())  # noqa: B039 - frozen
+"""The session that tests run in."""
+
+
+def explore(
+    *,
+    schedules: int = 1_000,
+    backend: Backend = "asyncio",
+    seed: int = 0,
+    starve: bool | None = None,
+    faults: Faults = NO_FAULTS,
+    max_steps: int = 100_000,
+) -> Callable[[Callable[P, Awaitable[object]]], Callable[P, None]]:
+    """Make of an async function a plain one, a test, that runs it under many schedules.
+
+    Everything that the test uses is to be built within it: fixtures and arguments are the same for all its runs.
+
+    Args:
+        schedules: how many; the first is the plain one. Each is run twice.
+        backend: the event loop.
+        seed: what schedules are drawn from.
+        starve: True lets any task run while all others wait, False has everybody take turns; None does both.
+        faults: what may be wrong with time.
+        max_steps: after so many steps a run makes no progress.
+
+    Raises:
+        ValueError: an argument is not what it must be, or what is decorated is no async function.
+
+    """
+    if backend not in get_args(Backend):
+        msg = f"backend must be one of {', '.join(map(repr, get_args(Backend)))}, not {backend!r}"
+        raise ValueError(msg)
+    plan = _Plan(
+        schedules=positive_int("schedules", schedules),
+        backend=backend,
+        seed=whole_number("seed", seed),
+        starve=starve,
+        faults=instance("faults", faults, Faults),
+        max_steps=positive_int("max_steps", max_steps),
+    )
+
+    def decorate(func: Callable[P, Awaitable[object]]) -> Callable[P, None]:
+        if not inspect.iscoroutinefunction(func):
+            msg = f"func must be an async function, not {func!r}"
+            raise ValueError(msg)
+
+        @functools.wraps(func)
+        def explored(*args: P.args, **kwargs: P.kwargs) -> None:
+            _Exploration(plan, func.__qualname__, functools.partial(func, *args, **kwargs)).run()
+
+        return explored
+
+    return decorate
+
+
+@attrs.frozen(kw_only=True)
+class _Plan:
+    """What `explore` was told."""
+
+    schedules: int
+    backend: Backend
+    seed: int
+    starve: bool | None
+    faults: Faults
+    max_steps: int
+
+
+class _Exploration:
+    """One test under its schedules."""
+
+    def __init__(self, plan: _Plan, name: str, main: Callable[[], Awaitable[object]]) -> None:
+        self._plan = plan
+        self._name = name
+        self._main = main
+        self._session = session.get()
+        self._seed = plan.seed if self._session.seed is None else self._session.seed
+        self._hashes: set[str] = set()
+        self._count = self._faults = 0
+        # About how many choices a run has: the most that one had so far.
+        self._length = 1
+
+    def run(self) -> None:
+        """Run every schedule; raise what the first that fails raises."""
+        try:
+            for schedule in self._schedules():
+                self._count += 1
+                run = self._record(schedule)
+                self._hashes.add(run.hash)
+                self._faults += run.faults.total()
+                self._length = max(self._length, len(run.choices))
+                if run.error is not None:
+                    self._fail(run)
+        finally:
+            self._session.covered(
+                Report(
+                    name=self._name,
+                    schedules=self._count,
+                    distinct=len(self._hashes),
+                    histories=self._count,
+                    faults=self._faults,
+                    seed=None if self._session.replay is not None else self._seed,
+                )
+            )
+
+    def _schedules(self) -> Iterator[Schedule]:
+        if self._session.replay is not None:
+            yield self._session.replay
+            return
+        yield Replay()
+        for number in range(1, self._session.schedules or self._plan.schedules):
+            seed = self._seed + number
+            yield PCT(seed, length=self._length) if number % 2 else Random(seed)
+
+    def _record(self, schedule: Schedule, *, twice: bool = True) -> Run[object]:
+        plan = self._plan
+        record = cast("_Record", importlib.import_module(f"resilience.testing.seeded_{plan.backend}").record)
+        try:
+            return record(
+                self._main,
+                schedule=schedule,
+                starve=plan.starve,
+                faults=plan.faults,
+                max_steps=plan.max_steps,
+                twice=twice,
+            )
+        except NondeterminismError as error:
+            error.add_note(self._session.command(spell(schedule)))
+            raise
+
+    def _fail(self, run: Run[object]) -> None:
+        """Find a plainer schedule that fails in the same way; raise what that raises."""
+
+        def attempt(choices: tuple[int, ...]) -> tuple[int, ...] | None:
+            tried = self._record(Replay(choices), twice=False)
+            return tried.choices if type(tried.error) is type(run.error) else None
+
+        found = Replay(shrink(run.choices, attempt))
+        shrunk = self._record(found)
+        error = shrunk.error
+        # What is found once more is told; what is not, although it was run twice, is told as it was found first.
+        if type(error) is not type(run.error):
+            found, shrunk = run.replay, run
+        assert shrunk.error is not None  # noqa: S101 - as the lines above say
+        shrunk.error.add_note(
+            f"schedule {self._count} of {self._name} failed (seed {self._seed}); as plain as it gets, it is\n"
+            f"    {self._session.command(spell(found))}"
+        )
+        self._session.failed(_steps(shrunk))
+        shrunk.outcome()
+
+
+def _steps(run: Run[object]) -> str:
+    left_out = len(run.steps) - _SHOWN
+    lines = [f"{number}. {told(step)}" for number, step in enumerate(run.steps, start=1)]
+    return "\n".join([f"({left_out} steps)", *lines[-_SHOWN:]] if left_out > 0 else lines)
+
+
+# -- schedules as words ----------------------------------------------------------------------------------------------
+
+
+def spell(schedule: Schedule) -> str:
+    """Return a schedule as a word: `random:SEED`, `pct:SEED:DEPTH:LENGTH`, `plain`, or `PLACE:CHOICE,…`.
+
+    The last names the choices that are not the plain one, each with its place from 0.
+    """
+    match schedule:
+        case Random(seed=seed):
+            return f"random:{seed}"
+        case PCT(seed=seed, depth=depth, length=length):
+            return f"pct:{seed}:{depth}:{length}"
+        case Replay(choices=choices):
+            return ",".join(f"{place}:{choice}" for place, choice in enumerate(choices) if choice) or "plain"
+        case _:
+            msg = f"schedule must be a Random, a PCT or a Replay, not {schedule!r}"
+            raise ValueError(msg)
+
+
+def read(word: str) -> Schedule:
+    """Return the schedule that a word says; ValueError if it says none."""
+    kind, _, numbers = word.partition(":")
+    try:
+        match kind, numbers.split(":"):
+            case "plain", [""]:
+                return Replay()
+            case "random", [seed]:
+                return Random(int(seed))
+            case "pct", [seed, depth, length]:
+                return PCT(int(seed), int(depth), int(length))
+            case _:
+                pairs = (turn.split(":") for turn in word.split(","))
+                turns = {whole_number("place", int(place)): int(choice) for place, choice in pairs}
+                return Replay(turns.get(place, 0) for place in range(max(turns) + 1))
+    except ValueError as error:
+        msg = f"a schedule must be random:SEED, pct:SEED:DEPTH:LENGTH, plain or PLACE:CHOICE,…, not {word!r}"
+        raise ValueError(msg) from error
