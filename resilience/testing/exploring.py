@@ -15,7 +15,7 @@ import functools
 import importlib
 import inspect
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Literal, ParamSpec, Protocol, TypeAlias, cast, get_args
+from typing import TYPE_CHECKING, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, get_args, overload
 
 import attrs
 
@@ -27,8 +27,9 @@ from resilience.testing.shrinking import shrink
 from resilience.testing.virtual_time import NO_FAULTS, Faults
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
+    from resilience.testing.interleaving import Threads, Watched
     from resilience.testing.runs import Run
     from resilience.testing.schedules import Schedule
 
@@ -36,23 +37,11 @@ __all__ = ["Backend", "Session", "explore", "read", "session", "spell"]
 
 P = ParamSpec("P")
 
-Backend: TypeAlias = Literal["asyncio"]
+Backend: TypeAlias = Literal["asyncio", "trio", "threads"]
+_INSTRUMENTS = {"asyncio": "seeded_asyncio", "trio": "seeded_trio", "threads": "interleaving"}
 
 #: How many of the last steps of a failure are shown.
 _SHOWN = 60
-
-
-class _Record(Protocol):
-    def __call__(
-        self,
-        main: Callable[[], Awaitable[object]],
-        *,
-        schedule: Schedule,
-        starve: bool | None,
-        faults: Faults,
-        max_steps: int,
-        twice: bool,
-    ) -> Run[object]: ...
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -81,6 +70,33 @@ session: ContextVar[Session] = ContextVar("session", default=Session())  # noqa:
 """The session that tests run in."""
 
 
+class _Record(Protocol):
+    def __call__(self, body: Callable[..., object], /, *, schedule: Schedule, twice: bool) -> Run[object]: ...
+
+
+@overload
+def explore(
+    *,
+    schedules: int = ...,
+    backend: Literal["asyncio", "trio"] = ...,
+    seed: int = ...,
+    starve: bool | None = ...,
+    faults: Faults = ...,
+    max_steps: int = ...,
+) -> Callable[[Callable[P, Awaitable[object]]], Callable[P, None]]: ...
+
+
+@overload
+def explore(
+    *,
+    schedules: int = ...,
+    backend: Literal["threads"],
+    seed: int = ...,
+    watch: Iterable[Watched],
+    max_steps: int = ...,
+) -> Callable[[Callable[Concatenate[Threads, P], object]], Callable[P, None]]: ...
+
+
 def explore(
     *,
     schedules: int = 1_000,
@@ -88,71 +104,90 @@ def explore(
     seed: int = 0,
     starve: bool | None = None,
     faults: Faults = NO_FAULTS,
+    watch: Iterable[Watched] = (),
     max_steps: int = 100_000,
-) -> Callable[[Callable[P, Awaitable[object]]], Callable[P, None]]:
-    """Make of an async function a plain one, a test, that runs it under many schedules.
+) -> Callable[[Callable[..., object]], Callable[..., None]]:
+    """Make of a function a test that runs it under many schedules.
+
+    On "asyncio" and "trio" it is an async function, and the schedule says which task is next. On "threads" it is a
+    plain one whose first argument is the `interleaving.Threads` to start, and the schedule says which thread is next
+    before every instruction of what is watched.
 
     Everything that the test uses is to be built within it: fixtures and arguments are the same for all its runs.
 
     Args:
         schedules: how many; the first is the plain one. Each is run twice.
-        backend: the event loop.
+        backend: "asyncio", "trio" or "threads".
         seed: what schedules are drawn from.
         starve: True lets any task run while all others wait, False has everybody take turns; None does both.
         faults: what may be wrong with time.
+        watch: the modules whose instructions are watched, for threads alone, which need it.
         max_steps: after so many steps a run makes no progress.
 
     Raises:
-        ValueError: an argument is not what it must be, or what is decorated is no async function.
+        ImportError: trio is not installed.
+        ValueError: an argument is not what it must be, or what is decorated is no function of the right kind.
 
     """
     if backend not in get_args(Backend):
         msg = f"backend must be one of {', '.join(map(repr, get_args(Backend)))}, not {backend!r}"
         raise ValueError(msg)
-    plan = _Plan(
-        schedules=positive_int("schedules", schedules),
-        backend=backend,
-        seed=whole_number("seed", seed),
-        starve=starve,
-        faults=instance("faults", faults, Faults),
-        max_steps=positive_int("max_steps", max_steps),
-    )
+    positive_int("schedules", schedules)
+    whole_number("seed", seed)
+    options: dict[str, object] = {"max_steps": positive_int("max_steps", max_steps)}
+    if backend == "threads":
+        _leave_out(backend, starve=starve, faults=faults)
+        options |= {"watch": tuple(watch)}
+    else:
+        _leave_out(backend, watch=tuple(watch))
+        options |= {"starve": starve, "faults": instance("faults", faults, Faults)}
+    instrument = importlib.import_module(f"resilience.testing.{_INSTRUMENTS[backend]}")
+    record: _Record = functools.partial(instrument.record, **options)
 
-    def decorate(func: Callable[P, Awaitable[object]]) -> Callable[P, None]:
-        if not inspect.iscoroutinefunction(func):
-            msg = f"func must be an async function, not {func!r}"
-            raise ValueError(msg)
+    def decorate(func: Callable[..., object]) -> Callable[..., None]:
+        if backend == "threads":
+            _check(callable(func), "a function of Threads", func)
+        else:
+            _check(inspect.iscoroutinefunction(func), "an async function", func)
 
         @functools.wraps(func)
-        def explored(*args: P.args, **kwargs: P.kwargs) -> None:
-            _Exploration(plan, func.__qualname__, functools.partial(func, *args, **kwargs)).run()
+        def explored(*args: object, **kwargs: object) -> None:
+            body = functools.partial(func, **kwargs)
+            whole = (lambda threads: body(threads, *args)) if backend == "threads" else functools.partial(body, *args)
+            _Exploration(record, whole, getattr(func, "__qualname__", repr(func)), schedules, seed).run()
 
+        if backend == "threads":
+            # Whoever calls it gives the other arguments.
+            signature = inspect.signature(func)
+            vars(explored)["__signature__"] = signature.replace(parameters=[*signature.parameters.values()][1:])
         return explored
 
     return decorate
 
 
-@attrs.frozen(kw_only=True)
-class _Plan:
-    """What `explore` was told."""
+def _leave_out(backend: Backend, **arguments: object) -> None:
+    for name, value in arguments.items():
+        if value:
+            msg = f"{name} must be left out with backend={backend!r}, not {value!r}"
+            raise ValueError(msg)
 
-    schedules: int
-    backend: Backend
-    seed: int
-    starve: bool | None
-    faults: Faults
-    max_steps: int
+
+def _check(good: bool, kind: str, func: object) -> None:  # noqa: FBT001 - what was found out
+    if not good:
+        msg = f"func must be {kind}, not {func!r}"
+        raise ValueError(msg)
 
 
 class _Exploration:
     """One test under its schedules."""
 
-    def __init__(self, plan: _Plan, name: str, main: Callable[[], Awaitable[object]]) -> None:
-        self._plan = plan
+    def __init__(self, record: _Record, body: Callable[..., object], name: str, schedules: int, seed: int) -> None:
+        self._record_with = record
+        self._body = body
         self._name = name
-        self._main = main
         self._session = session.get()
-        self._seed = plan.seed if self._session.seed is None else self._session.seed
+        self._number = schedules if self._session.schedules is None else self._session.schedules
+        self._seed = seed if self._session.seed is None else self._session.seed
         self._hashes: set[str] = set()
         self._count = self._faults = 0
         # About how many choices a run has: the most that one had so far.
@@ -186,22 +221,13 @@ class _Exploration:
             yield self._session.replay
             return
         yield Replay()
-        for number in range(1, self._session.schedules or self._plan.schedules):
+        for number in range(1, self._number):
             seed = self._seed + number
             yield PCT(seed, length=self._length) if number % 2 else Random(seed)
 
     def _record(self, schedule: Schedule, *, twice: bool = True) -> Run[object]:
-        plan = self._plan
-        record = cast("_Record", importlib.import_module(f"resilience.testing.seeded_{plan.backend}").record)
         try:
-            return record(
-                self._main,
-                schedule=schedule,
-                starve=plan.starve,
-                faults=plan.faults,
-                max_steps=plan.max_steps,
-                twice=twice,
-            )
+            return self._record_with(self._body, schedule=schedule, twice=twice)
         except NondeterminismError as error:
             error.add_note(self._session.command(spell(schedule)))
             raise

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import inspect
 import itertools
 import random
 import socket
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from resilience.testing import Schedule
+    from resilience.testing.interleaving import Threads
 
 
 class Notes:
@@ -117,12 +121,73 @@ def test_what_fails_under_some_is_told_in_its_plainest_form(notes: Notes) -> Non
 
 
 def test_a_session_may_want_other_schedules(notes: Notes) -> None:
-    """Another number of them, from another seed."""
+    """Another number of them, from another seed; or a single one, which may well pass."""
     notes.run(explore(schedules=3)(carefully), 2, schedules=7, seed=100)
 
     assert notes.reports == [
         Report(name="carefully", schedules=7, distinct=notes.reports[0].distinct, histories=7, seed=100)
     ]
+    notes.run(explore(schedules=3)(carefully), 2, replay=Random(5))
+    assert notes.reports[1] == Report(name="carefully", schedules=1, distinct=1, histories=1)
+
+
+def test_trio_is_explored_too(notes: Notes) -> None:
+    """The same test on the other event loop; what was carefully done passes there as well."""
+
+    async def increments_on_trio(*, careful: bool) -> None:
+        count = 0
+        lock = anyio.Lock() if careful else contextlib.AsyncExitStack()
+
+        async def increment() -> None:
+            nonlocal count
+            async with lock:
+                seen = count
+                if not careful and seen == 1:
+                    await anyio.lowlevel.checkpoint()
+                await anyio.lowlevel.checkpoint()
+                count = seen + 1
+
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(increment)
+        assert count == 3
+
+    notes.run(explore(schedules=20, backend="trio")(functools.partial(increments_on_trio, careful=True)))
+    with pytest.raises(AssertionError):
+        notes.run(explore(schedules=20, backend="trio")(functools.partial(increments_on_trio, careful=False)))
+    assert notes.reports[0].distinct > 5
+    assert "increments_on_trio.<locals>.increment, line " in notes.steps[0]
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.count = 0
+
+    def increment(self) -> None:
+        """Add one, in more than one instruction."""
+        self.count += 1
+
+
+def test_threads_are_explored_too(notes: Notes) -> None:
+    """An addition is lost between two instructions; the schedule that loses it is replayed."""
+
+    def increments_in_threads(threads: Threads, number: int = 2) -> None:
+        counter = Counter()
+        for _ in range(number):
+            threads.start(counter.increment)
+        threads.join()
+        assert counter.count == number
+
+    test = explore(schedules=100, backend="threads", watch=[Counter])(increments_in_threads)
+    assert [*inspect.signature(test).parameters] == ["number"]
+    notes.run(test, 1)
+    with pytest.raises(AssertionError) as caught:
+        notes.run(test)
+    word = caught.value.__notes__[-1].partition("replay=")[2]
+    with pytest.raises(AssertionError):
+        notes.run(test, replay=read(word))
+    assert notes.steps[0] == notes.steps[1]
+    assert "Counter.increment +" in notes.steps[0]
 
 
 def test_only_the_last_steps_of_a_long_run_are_shown(notes: Notes) -> None:
@@ -237,10 +302,16 @@ def test_a_bad_argument_is_refused(argument: str, value: object) -> None:
     assert_refuses(argument, value, explore)
 
 
-def test_a_plain_function_is_refused() -> None:
-    """There would be nothing to choose."""
+def test_what_does_not_belong_together_is_refused() -> None:
+    """Threads have no loop that starves, loops watch no instructions, and either wants its kind of function."""
+    with pytest.raises(ValueError, match=r"^starve must be left out with backend='threads', not True"):
+        explore(backend="threads", starve=True, watch=[Counter])  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match=r"^watch must be left out with backend='trio', not \(<class "):
+        explore(backend="trio", watch=[Counter])  # type: ignore[call-overload]
     with pytest.raises(ValueError, match=r"^func must be an async function, not <built-in function print>"):
         explore()(print)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^func must be a function of Threads, not 3"):
+        explore(backend="threads", watch=[Counter])(3)  # type: ignore[arg-type]
 
 
 # -- schedules as words ----------------------------------------------------------------------------------------------
