@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
 
+import resilience
+from resilience import Layer
 from resilience.machines.breaker import TRANSITIONS
 from tests.documents import PAGES, ROOT, arguments, links
 from tools.diagrams import DIAGRAMS, drawn, edge_table
@@ -18,6 +21,20 @@ from webhook_adapter.model import DeliveryState
 if TYPE_CHECKING:
     from pathlib import Path
 
+LAYERS = sorted(
+    {
+        *(
+            f"resilience.{name}"
+            for name in resilience.__all__
+            if isinstance(kind := getattr(resilience, name), type) and issubclass(kind, Layer)
+        ),
+        "resilience.AsyncGuardedDeque",
+        "resilience.Keyed",
+        "resilience.testing.Chaos",
+    }
+    # What others derive from, and what an AdaptiveLimiter makes of itself.
+    - {"resilience.Layer", "resilience.Guard", "resilience.Strategy", "resilience.LimiterShare"}
+)
 DOCUMENTED = [(page, name, rows) for page in PAGES for name, rows in arguments(page)]
 
 
@@ -53,28 +70,37 @@ def test_a_picture_is_drawn_from_its_table(name: str) -> None:
     assert (ROOT / "docs" / "images" / f"{name}.svg").read_text(encoding="utf-8") == drawn(name)
 
 
-def test_the_breaker_s_picture_and_page_show_every_transition() -> None:
-    """The edges of the picture, and the table below it, are the machine's own."""
+@pytest.mark.parametrize("name", sorted(DIAGRAMS))
+def test_a_picture_is_on_one_page_with_its_table_below(name: str) -> None:
+    """What the numbers of a picture mean is told right after it, and with the words that it was drawn from."""
+    (page,) = (text for text in map(_text, PAGES) if f"(images/{name}.svg)" in text)
+    assert f"![{DIAGRAMS[name].title}](images/{name}.svg)\n\n{edge_table(name)}\n" in page
+
+
+def _text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_layer_has_a_page_that_tells_the_same_of_each(layer: str) -> None:
+    """What it is for, its use, a picture, its arguments, what it tells of itself, and when not to use it."""
+    (page,) = (text for text in map(_text, PAGES) if f"\n<!-- arguments: {layer} -->\n" in text)
+    assert re.search(r"^## What (it is|they are) for$", page, re.MULTILINE)
+    assert re.search(r"^## When not to use (it|them)$", page, re.MULTILINE)
+    assert {"## Use", "## Arguments", "## Telemetry"} <= set(page.splitlines())
+    assert "](images/" in page or "## How a call goes\n\n```text\n" in page
+
+
+def test_the_breaker_s_picture_shows_every_transition() -> None:
+    """The edges of the picture are the machine's own."""
     assert {(edge.start, edge.end): edge.label for edge in DIAGRAMS["breaker"].edges} == {
         (old.value, new.value): why for (old, new), why in TRANSITIONS.items()
     }
-    assert edge_table("breaker") in (ROOT / "docs" / "circuit-breaker.md").read_text(encoding="utf-8")
 
 
-def test_the_limiter_s_page_shows_its_picture_s_table() -> None:
-    """What the numbers of the picture mean is told below it."""
-    assert edge_table("limiter") in (ROOT / "docs" / "adaptive-limiter.md").read_text(encoding="utf-8")
-
-
-def test_the_states_of_a_key_are_explained() -> None:
-    """Its page has the table that belongs to the picture."""
-    assert edge_table("keyed") in (ROOT / "docs" / "keyed.md").read_text(encoding="utf-8")
-
-
-def test_the_delivery_s_picture_and_page_show_every_state() -> None:
+def test_the_delivery_s_picture_shows_every_state() -> None:
     """No state of a delivery is missing from the picture."""
     assert {node.name for node in DIAGRAMS["delivery"].nodes} == {state.value for state in DeliveryState}
-    assert edge_table("delivery") in (ROOT / "docs" / "webhooks.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
