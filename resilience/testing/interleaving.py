@@ -3,7 +3,8 @@
 Rules of this module:
 
 * The threads are real, but only the one that holds the *baton* runs. Before every instruction of the code that is
-  watched (the modules that you name, and nothing else) the schedule says who goes on.
+  watched (the modules that you name, and nothing else) the schedule says who goes on. Instructions that only move what
+  the thread has already are passed over: what happens before one of those might as well happen before the next.
 * Locks made during a run are instrumented: who would block passes the baton on instead. `threading.Event`, `Condition`,
   `Semaphore` and `queue.Queue` are built of them and need nothing more. Waits with a timeout are on virtual time, as is
   SystemClock; time passes when nobody can run.
@@ -19,6 +20,7 @@ in such a thread are therefore not seen by coverage.
 
 from __future__ import annotations
 
+import dis
 import functools
 import gc
 import inspect
@@ -159,6 +161,8 @@ class Threads:
         self._files = files
         self._threads: list[_Thread] = []
         self._by_ident: dict[int, _Thread] = {}
+        self._places: dict[tuple[int, int], tuple[str, types.CodeType]] = {}
+        self._circles: list[list[_Thread]] = []
         self._finding: BaseException | None = None
         self._finished = _real_lock()
         self._finished.acquire()
@@ -186,6 +190,8 @@ class Threads:
         threads = [thread for thread in self._threads if not thread.done]
         if not threads:
             return
+        every = self._threads
+        self._circles = [[*every[first:], *every[:first]] for first in range(len(every))]
         with self._originals(), let_in():
             workers = [
                 threading.Thread(target=self._work, args=(thread,), daemon=True, name=f"interleaved-{thread.number}")
@@ -214,8 +220,12 @@ class Threads:
         me = self._by_ident.get(threading.get_ident())
         if me is None or self._finding is not None:
             return
+        # This is done some hundred times in each of some thousand runs. The code is held, so that its id stays its own.
+        place = self._places.get((id(code), offset))
+        if place is None:
+            place = self._places[id(code), offset] = f"{code.co_qualname} +{offset}", code
         try:
-            self._recorder.step((me.number, f"{code.co_qualname} +{offset}", 0, self._time.now_ns))
+            self._recorder.step((me.number, place[0], 0, self._time.now_ns))
         except NoProgressError as error:
             self._give_up(error)
         self._hand_over(me)
@@ -248,24 +258,18 @@ class Threads:
 
     def _choose(self, me: _Thread | None) -> _Thread:
         """Return who goes on. Who runs already comes first, then the others in a circle behind it."""
-        threads, first = self._threads, 0 if me is None else me.number - 1
+        circle = self._threads if me is None else self._circles[me.number - 1]
         while True:
-            can = [
-                thread
-                for thread in (*threads[first:], *threads[:first])
-                if not thread.done
-                and (
-                    thread.ready is None
-                    or (thread.deadline_ns is not None and thread.deadline_ns <= self._time.now_ns)
-                    or thread.ready()
-                )
-            ]
+            can = [thread for thread in circle if thread.ready is None or self._may_go_on(thread, thread.ready)]
             if can:
                 return can[self._recorder.choose(len(can), [thread.number for thread in can])]
-            deadlines = [each.deadline_ns for each in threads if not each.done and each.deadline_ns is not None]
+            deadlines = [each.deadline_ns for each in circle if not each.done and each.deadline_ns is not None]
             if not deadlines:
                 self._give_up(DeadlockError(self._everybody_waits()))
             self._time.pass_until(min(deadlines))
+
+    def _may_go_on(self, thread: _Thread, ready: Callable[[], bool]) -> bool:
+        return (thread.deadline_ns is not None and thread.deadline_ns <= self._time.now_ns) or ready()
 
     def _give_up(self, finding: BaseException) -> NoReturn:
         self._finding = self._finding or finding
@@ -285,7 +289,7 @@ class Threads:
             thread.error = error
         finally:
             del self._by_ident[threading.get_ident()]
-            thread.done = True
+            thread.done, thread.ready, thread.deadline_ns = True, _never, None
             self._next_after(thread)
 
     def _next_after(self, thread: _Thread) -> None:
@@ -391,11 +395,16 @@ def _references(files: frozenset[str]) -> list[tuple[types.ModuleType, str, obje
     by_name: dict[object, type[_Lock | _RLock]] = {_real_lock: _Lock, _real_rlock: _RLock}
     return [
         (module, name, value, by_name[value])
-        for module in list(sys.modules.values())
-        if getattr(module, "__file__", None) in files
+        for module in _modules(files, len(sys.modules))
         for name, value in list(vars(module).items())
         if value is _real_lock or value is _real_rlock
     ]
+
+
+@functools.lru_cache
+def _modules(files: frozenset[str], _loaded: int) -> list[types.ModuleType]:
+    """Return the modules that were read from these files; where more have been loaded since, it is another question."""
+    return [module for module in list(sys.modules.values()) if getattr(module, "__file__", None) in files]
 
 
 # -- locks ------------------------------------------------------------------------------------------------------------
@@ -489,6 +498,25 @@ def _parked(threads: Threads, ready: Callable[[], bool], timeout: float) -> bool
 
 # -- instructions -----------------------------------------------------------------------------------------------------
 
+#: They move what the thread has already, and drop nothing that might have a finalizer.
+_QUIET = frozenset(
+    dis.opmap[name]
+    for name in (
+        "CACHE", "COPY", "COPY_FREE_VARS", "EXTENDED_ARG", "JUMP_FORWARD", "KW_NAMES", "LOAD_CLOSURE", "LOAD_CONST",
+        "LOAD_FAST", "LOAD_FAST_AND_CLEAR", "LOAD_FAST_BORROW", "LOAD_FAST_BORROW_LOAD_FAST_BORROW", "LOAD_FAST_CHECK",
+        "LOAD_FAST_LOAD_FAST", "LOAD_SMALL_INT", "MAKE_CELL", "NOP", "NOT_TAKEN", "PRECALL", "PUSH_NULL", "RESUME",
+        "SWAP",
+    )
+    if name in dis.opmap
+)  # fmt: skip
+
+
+@functools.cache
+def _quiet(code: types.CodeType) -> frozenset[int]:
+    """Return where in this code nothing is done that another thread could see, or see to."""
+    return frozenset(offset for offset in range(0, len(code.co_code), 2) if code.co_code[offset] in _QUIET)
+
+
 if sys.version_info >= (3, 12):
     _monitoring = sys.monitoring
     _TOOLS = (4, 3)  # the numbers that Python reserves for nobody
@@ -498,9 +526,15 @@ if sys.version_info >= (3, 12):
         """Have every instruction of the watched files told to `threads`."""
         tool = next(number for number in _TOOLS if _monitoring.get_tool(number) is None)
         codes = {*_codes(threads._files), *_codes_of_bodies(bodies, threads._files)}  # noqa: SLF001 - its own other half
-        event = _monitoring.events.INSTRUCTION
+        event, step = _monitoring.events.INSTRUCTION, threads._step  # noqa: SLF001 - as above
+
+        def instruction(code: types.CodeType, offset: int) -> object:
+            if offset in _quiet(code):
+                return _monitoring.DISABLE
+            return step(code, offset)
+
         _monitoring.use_tool_id(tool, __name__)
-        _monitoring.register_callback(tool, event, threads._step)  # noqa: SLF001 - as above
+        _monitoring.register_callback(tool, event, instruction)
         for code in codes:
             _monitoring.set_local_events(tool, code, event)
         try:
@@ -557,15 +591,18 @@ else:
         files, step = threads._files, threads._step  # noqa: SLF001 - its own other half
 
         def watch(frame: types.FrameType, _event: str, _argument: object) -> TraceFunction | None:
-            if frame.f_code.co_filename not in files:
+            code = frame.f_code
+            if code.co_filename not in files:
                 return None
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
-            return instruction
+            quiet = _quiet(code)
 
-        def instruction(frame: types.FrameType, event: str, _argument: object) -> TraceFunction:
-            if event == "opcode":
-                step(frame.f_code, frame.f_lasti)
+            def instruction(frame: types.FrameType, event: str, _argument: object) -> TraceFunction:
+                if event == "opcode" and frame.f_lasti not in quiet:
+                    step(code, frame.f_lasti)
+                return instruction
+
             return instruction
 
         sys.settrace(watch)
