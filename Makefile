@@ -29,6 +29,8 @@ check: environment-dev ## Check format, lint, types and the import direction
 	$(python) -m ruff format --check .
 	$(python) -m ruff check .
 	$(python) -m mypy
+	$(python) -m basedpyright
+	PATH="$(CURDIR)/.venv/bin:$$PATH" basedpyright --verifytypes resilience --ignoreexternal
 	$(python) -m pytest -q -p no:randomly tests/test_imports.py tests/test_repository.py
 
 bench: environment-peers ## Time every guard, beside other libraries too; BENCH_ENFORCE=1 fails past a target

@@ -1,4 +1,4 @@
-"""What type checkers see of layers: never run, but checked, by mypy in strict mode with everything else.
+"""What type checkers see of layers: never run, but checked, by mypy and by pyright, both in strict mode.
 
 A decorated callable keeps its signature, to the name and default of each argument; a call has the type of its result.
 Each line that must not pass is marked as an error, and an error that does not come is one itself.
@@ -12,11 +12,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar, assert_type
 
 from resilience import (
+    AdaptiveLimiter,
     Bulkhead,
     CircuitBreaker,
+    Deadline,
     Description,
     Fallback,
     Guard,
+    Hedge,
+    Keyed,
+    Layer,
     LayerKind,
     Permit,
     Policy,
@@ -97,6 +102,14 @@ class Client:
         return cls() if host else Client()
 
 
+class Greeting:
+    """An object that is called."""
+
+    async def __call__(self, name: str) -> str:
+        """Be what is called."""
+        return f"hello, {name}"
+
+
 class Connection:
     """An async context manager, as a class makes them."""
 
@@ -148,6 +161,40 @@ async def decorated() -> None:
     load(path=1)  # type: ignore[arg-type]
     tokens()  # type: ignore[call-arg]
     connect(1)  # type: ignore[arg-type]
+
+
+async def decorated_by_each(host: str) -> None:
+    """See that what one layer leaves is what each leaves."""
+    keyed = Keyed[str, Policy](lambda key: Policy(Bulkhead(1, name=key)))
+    layers: list[Layer] = [
+        AdaptiveLimiter(),
+        AdaptiveLimiter().at(0.5),
+        Bulkhead(1),
+        CircuitBreaker(),
+        Deadline(1.0),
+        Fallback(b""),
+        Hedge(0.1),
+        keyed.layer(key="url"),
+        RateLimiter(1.0, 1),
+        Retry(3),
+        StormGuard(),
+        Timeout(1.0),
+    ]
+    for layer in layers:
+        assert_type(await layer(fetch)("url", attempts=1), bytes)
+        layer(fetch)(1)  # type: ignore[arg-type, unused-coroutine]
+    assert_type(keyed[host], Policy)
+    keyed[1]  # type: ignore[index]
+
+
+async def decorated_objects() -> None:
+    """See what has a `__call__`, and what is a part of a call already."""
+    greet = policy(Greeting())
+    assert_type(await greet("Ada"), str)
+    attempt = policy(partial(fetch, attempts=1))
+    assert_type(await attempt("url"), bytes)
+
+    greet(1)  # type: ignore[arg-type, unused-coroutine]
 
 
 async def methods() -> None:

@@ -16,9 +16,9 @@ from resilience.telemetry.watching import Watched
 
 try:
     from opentelemetry.metrics import Observation, get_meter
-except ModuleNotFoundError as error:
-    message = "resilience.telemetry.otel needs opentelemetry-api: pip install 'stormguard[otel]'"
-    raise ImportError(message) from error
+except ModuleNotFoundError as _missing:
+    _message = "resilience.telemetry.otel needs opentelemetry-api: pip install 'stormguard[otel]'"
+    raise ImportError(_message) from _missing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

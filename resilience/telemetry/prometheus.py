@@ -13,9 +13,9 @@ from resilience.telemetry.watching import Watched
 
 try:
     from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, StateSetMetricFamily
-except ModuleNotFoundError as error:
-    message = "resilience.telemetry.prometheus needs prometheus-client: pip install 'stormguard[prometheus]'"
-    raise ImportError(message) from error
+except ModuleNotFoundError as _missing:
+    _message = "resilience.telemetry.prometheus needs prometheus-client: pip install 'stormguard[prometheus]'"
+    raise ImportError(_message) from _missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

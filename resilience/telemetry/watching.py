@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Readings", "Sample", "Source", "Watchable", "Watched"]
 
-logger = logging.getLogger("resilience")
+_logger = logging.getLogger("resilience")
 
 
 @runtime_checkable
@@ -73,7 +73,7 @@ class Source:
 
 
 # Worked out beforehand: it is most of what reading a guard would cost.
-_READ = {kind: [(metric, fields) for metric in METRICS if (fields := metric.fields(kind))] for kind in Kind}
+_READ = {kind: [(metric, fields) for metric in METRICS for fields in [metric.fields(kind)] if fields] for kind in Kind}
 
 
 class Watched:
@@ -125,7 +125,7 @@ class Watched:
             try:
                 found = source.read()
             except Exception:
-                logger.exception("the statistics of %s %r cannot be read; the others are", source.kind, source.name)
+                _logger.exception("the statistics of %s %r cannot be read; the others are", source.kind, source.name)
                 continue
             for metric, (labels, value) in found:
                 readings[metric].append(Sample(source.name, source.kind, labels, value))

@@ -39,12 +39,12 @@ class CancelPoint:
     __slots__ = ("_scope", "_seen", "_task", "_under_way", "cancelled", "number", "reached", "way")
 
     def __init__(self, number: int, way: Way) -> None:
-        self.number = number
-        self.way = way
+        self.number: int = number
+        self.way: Way = way
         #: Whether the call came as far as this point.
-        self.reached = False
+        self.reached: bool = False
         #: Whether the cancellation came through, rather than too late to matter.
-        self.cancelled = False
+        self.cancelled: bool = False
         self._seen = -1
         self._scope: anyio.CancelScope | None = None
         self._task: asyncio.Task[object] | None = None

@@ -152,7 +152,7 @@ class Chaos(Strategy):
             msg = f"enabled must be True or False, not {enabled!r}"
             raise ValueError(msg)
         self._enabled = enabled
-        self.name = string("name", name)
+        self.name: str = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self.seed, self._random = _dice(random)
         self._lock = threading.Lock()

@@ -109,7 +109,7 @@ class Recorder:
 
     def __init__(self, choices: Choices, max_steps: int) -> None:
         self._choose = choices.choose
-        self.max_steps = max_steps
+        self.max_steps: int = max_steps
         self.choices: list[int] = []
         self.steps: list[Step] = []
         self.faults: Counter[str] = Counter()

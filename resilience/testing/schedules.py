@@ -227,9 +227,9 @@ class Exhaustive:
     """
 
     def __init__(self, *, deviations: int = 2, limit: int | None = None) -> None:
-        self.deviations = whole_number("deviations", deviations)
-        self.limit = None if limit is None else positive_int("limit", limit)
-        self.complete = False
+        self.deviations: int = whole_number("deviations", deviations)
+        self.limit: int | None = None if limit is None else positive_int("limit", limit)
+        self.complete: bool = False
 
     def __iter__(self) -> Iterator[Schedule]:
         """Yield schedule after schedule, depth first."""

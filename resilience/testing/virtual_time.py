@@ -75,9 +75,9 @@ class VirtualTime:
     def __init__(self, recorder: Recorder, faults: Faults = NO_FAULTS) -> None:
         self._recorder = recorder
         self._faults = faults
-        self.now_ns = START_NS
+        self.now_ns: int = START_NS
         #: How much earlier than its time a timer that is due now may fire.
-        self.early_ns = 0
+        self.early_ns: int = 0
         self._ahead_ns = 0
         self._wall_ns = WALL_NS - START_NS
 
