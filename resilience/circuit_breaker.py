@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from resilience.clock import Clock
     from resilience.errors import RejectedError
-    from resilience.machines.tripping import Notes
+    from resilience.machines.tripwires import Notes
     from resilience.remains import Everything, Remains
 
 __all__ = ["BreakerStatistics", "CircuitBreaker", "CircuitState", "Isolation"]
@@ -114,8 +114,8 @@ class CircuitBreaker(Guard):
     __slots__ = (
         "_admissions",
         "_cancelled",
+        "_clock_ns",
         "_failed",
-        "_forgets_on_success",
         "_ignored",
         "_is_failure",
         "_is_failure_result",
@@ -177,7 +177,8 @@ class CircuitBreaker(Guard):
         )
         super().__init__(name)
         self.clock: Clock = SystemClock() if clock is None else clock
-        self._line = MonotoneLine(self.clock.monotonic_ns())
+        self._clock_ns = self.clock.monotonic_ns
+        self._line = MonotoneLine(self._clock_ns())
         self._is_failure = is_failure
         self._is_failure_result = is_failure_result
         self._on_state_change = on_state_change
@@ -190,9 +191,6 @@ class CircuitBreaker(Guard):
         self._last_failure_ns: int | None = None
         self._admissions = Tally()
         self._plain_successes = Tally()
-        self._forgets_on_success = is_failure_result is None and all(
-            isinstance(condition, ConsecutiveFailures) for condition in conditions
-        )
         self._succeeded = self._failed = self._ignored = self._cancelled = self._late = 0
         self._transitions: dict[tuple[CircuitState, CircuitState], int] = {}
 
@@ -202,7 +200,7 @@ class CircuitBreaker(Guard):
     def state(self) -> CircuitState:
         """The state now: an open circuit whose time is over reads half-open. Any thread."""
         with self._section:
-            self._tick(self._line.at(self.clock.monotonic_ns()))
+            self._tick(self._line.at(self._clock_ns()))
             return self._machine.state
 
     @property
@@ -210,7 +208,7 @@ class CircuitBreaker(Guard):
         """The failures counted against the circuit: consecutive ones, or those in the window that ends now."""
         with self._section:
             tripwire = self._machine.tripwire
-            tripwire.age(self._line.at(self.clock.monotonic_ns()))
+            tripwire.age(self._line.at(self._clock_ns()))
             return tripwire.failures
 
     @property
@@ -221,7 +219,7 @@ class CircuitBreaker(Guard):
     def retry_after(self) -> float:
         """Return in how many seconds a call may be let through; 0 unless open, infinite while isolated."""
         with self._section:
-            now_ns = self._line.at(self.clock.monotonic_ns())
+            now_ns = self._line.at(self._clock_ns())
             self._tick(now_ns)
             state, ready_at = self._machine.state, self._machine.ready_at()
         if state is CircuitState.ISOLATED:
@@ -234,7 +232,7 @@ class CircuitBreaker(Guard):
         As with `state`, an open circuit whose time is over reads half-open.
         """
         with self._section:
-            self._tick(self._line.at(self.clock.monotonic_ns()))
+            self._tick(self._line.at(self._clock_ns()))
             return BreakerStatistics(
                 # These before `admitted`, which calls add to without the lock: no snapshot has more calls that ended
                 # than calls that began.
@@ -286,7 +284,7 @@ class CircuitBreaker(Guard):
         Use it as a context manager, or call its `lift()`. Then the circuit is what it was before: closed or open.
         """
         with self._section:
-            now_ns = self._line.at(self.clock.monotonic_ns())
+            now_ns = self._line.at(self._clock_ns())
             self._tick(now_ns)
             self._machine.isolate(now_ns)
             self._announce()
@@ -294,7 +292,7 @@ class CircuitBreaker(Guard):
 
     def _lift(self) -> None:
         with self._section:
-            now_ns = self._line.at(self.clock.monotonic_ns())
+            now_ns = self._line.at(self._clock_ns())
             self._machine.lift(now_ns)
             self._tick(now_ns)
             self._announce()
@@ -302,7 +300,7 @@ class CircuitBreaker(Guard):
     def reset(self) -> None:
         """Close the circuit and forget all failures; outcomes of calls under way no longer count. Isolations stay."""
         with self._section:
-            now_ns = self._line.at(self.clock.monotonic_ns())
+            now_ns = self._line.at(self._clock_ns())
             self._tick(now_ns)
             self._machine.reset(now_ns)
             self._announce()
@@ -320,15 +318,14 @@ class CircuitBreaker(Guard):
             self._admissions.add()
             if self._slow_ns is None:
                 return Permit(self, generation)
-            # On the guard's own line, as far as it is known without the lock: a step back makes no call slow.
-            clock_ns = self.clock.monotonic_ns() if now_ns is None else now_ns
-            return _Admission(self, generation, 0, max(clock_ns + self._line.offset_ns, self._line.last_ns))
+            # On the guard's own line: a step back makes no call slow.
+            return _Admission(self, generation, 0, self._line.glance(self._clock_ns() if now_ns is None else now_ns))
         contended = self._lock.locked()
         decision: Permit | NotUntil
         with self._section:
             if contended:
                 self._contended += 1
-            line_ns = self._line.at_reading(now_ns, self.clock.monotonic_ns)
+            line_ns = self._line.at_reading(now_ns, self._clock_ns)
             self._tick(line_ns)
             probe = machine.admit(line_ns)
             if probe is None:
@@ -344,30 +341,44 @@ class CircuitBreaker(Guard):
             self._wait_for_lock()
         try:
             if permit.generation != SETTLED:
-                self._record(permit, verdict)
+                line, machine = self._line, self._machine
+                # As line.at(), without the call: with a rate in a window of time this runs on every call.
+                now_ns = self._clock_ns() + line.offset_ns
+                if now_ns >= line.last_ns:
+                    line.last_ns = now_ns
+                else:
+                    now_ns = line.stand_still(now_ns)
+                if (
+                    verdict is _SUCCESS
+                    and machine.state is _CLOSED
+                    and permit.generation == machine.generation
+                    and (self._slow_ns is None or not self._was_slow(permit, now_ns))
+                ):
+                    self._succeeded += 1
+                    if machine.tripwire.good(now_ns):
+                        machine.trip(now_ns, self._roll())
+                        self._announce()
+                else:
+                    self._record(permit, verdict, now_ns)
                 permit.generation = SETTLED
         finally:
             self._unlock()
         if self._pending:
             self._after()
 
-    def _record(self, permit: Permit, verdict: Verdict) -> None:
-        """Count a verdict that needs to know the time. The lock is held."""
+    def _record(self, permit: Permit, verdict: Verdict, now_ns: int) -> None:
+        """Count any verdict. The lock is held."""
         machine = self._machine
-        now_ns = self._line.at(self.clock.monotonic_ns())
         if machine.state is not _CLOSED:
             self._tick(now_ns)
-        probe, slow = 0, False
-        if isinstance(permit, _Admission):
-            probe = permit.probe
-            slow = self._slow_ns is not None and now_ns - permit.started_ns >= self._slow_ns
+        probe = permit.probe if isinstance(permit, _Admission) else 0
+        slow = self._was_slow(permit, now_ns)
         failed = verdict is _FAILURE
         if not failed and verdict is not _SUCCESS:
             machine.release(permit.generation, probe)
             self._ignored += verdict is Verdict.IGNORED
             self._cancelled += verdict is Verdict.CANCELLED
-            return
-        if machine.record(permit.generation, probe, now_ns, failed=failed, slow=slow, u=self._roll()):
+        elif machine.record(permit.generation, probe, now_ns, failed=failed, slow=slow, u=self._roll()):
             if failed:
                 self._failed += 1
                 self._last_failure_ns = self.clock.time_ns()
@@ -378,25 +389,30 @@ class CircuitBreaker(Guard):
         else:
             self._late += 1
 
+    def _was_slow(self, permit: Permit, now_ns: int) -> bool:
+        slow_ns = self._slow_ns
+        return slow_ns is not None and isinstance(permit, _Admission) and now_ns - permit.started_ns >= slow_ns
+
     def settle_result(self, permit: Permit, result: object) -> None:
         """Settle by the result that a call ended with.
 
-        The one thing that happens on nearly every call is a success through a closed circuit that counts no failure.
-        It changes nothing, so it needs no lock: it took place at the instant when the generation was compared.
+        What happens on nearly every call is a success through a closed circuit that counts no failure. Where it changes
+        nothing, it needs no lock: it took place at the instant when the circuit was seen to be steady. The generation
+        is compared after that: if it is still the permit's, it was so at that instant too.
         """
+        verdict = _SUCCESS if self._is_failure_result is None else self._judge(permit, result)
         machine = self._machine
         if (
-            self._forgets_on_success
+            verdict is _SUCCESS
             and machine.state is _CLOSED
+            and machine.tripwire.steady
             and permit.generation == machine.generation
-            and not machine.tripwire.failures
+            and (self._slow_ns is None or not self._was_slow(permit, self._line.glance(self._clock_ns())))
         ):
             permit.generation = SETTLED
             self._plain_successes.add()
-        elif self._is_failure_result is None:
-            self.settle(permit, _SUCCESS)
         else:
-            super().settle_result(permit, result)
+            self.settle(permit, verdict)
 
     def judge_exception(self, exception: BaseException) -> Verdict:
         """Judge by `is_failure`."""
@@ -411,7 +427,7 @@ class CircuitBreaker(Guard):
 
         One that is not closed, and what is counted in slices of time, takes more than that to tell.
         """
-        now_ns = self._line.at(self.clock.monotonic_ns())
+        now_ns = self._line.at(self._clock_ns())
         self._tick(now_ns)
         # In this order: a call that is admitted meanwhile, without the lock, is one more under way rather than none.
         settled = self._succeeded + self._failed + self._ignored + self._cancelled + self._late
@@ -432,13 +448,13 @@ class CircuitBreaker(Guard):
         """Begin the lease of a probe anew: a stream that gives items is alive."""
         if isinstance(permit, _Admission) and permit.probe:
             with self._section:
-                now_ns = self._line.at(self.clock.monotonic_ns())
+                now_ns = self._line.at(self._clock_ns())
                 self._tick(now_ns)
                 self._machine.renew(permit.generation, permit.probe, now_ns)
 
     def _line_now(self, clock_ns: int) -> int:
         with self._section:
-            return self._line.at_reading(clock_ns, self.clock.monotonic_ns)
+            return self._line.at_reading(clock_ns, self._clock_ns)
 
     def _tick(self, now_ns: int) -> None:
         """Make the changes that are due. The lock is held."""

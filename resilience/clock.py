@@ -108,6 +108,11 @@ class MonotoneLine:
         self.last_ns = now_ns
         return now_ns
 
+    def glance(self, clock_ns: int) -> int:
+        """Return the instant for a reading as far as it is known without the guard's lock; the line does not move."""
+        now_ns = clock_ns + self.offset_ns
+        return now_ns if now_ns > self.last_ns else self.last_ns  # noqa: FURB136 - max() costs five times as much
+
     def at_reading(self, clock_ns: int | None, read: Callable[[], int]) -> int:
         """Return the instant for a reading that was taken before the guard's lock was; None: for one taken now.
 

@@ -291,12 +291,15 @@ class Guard(Layer):
 
     def settle_result(self, permit: Permit, result: object) -> None:
         """Settle by the result that a call ended with."""
+        self.settle(permit, self._judge(permit, result))
+
+    def _judge(self, permit: Permit, result: object) -> Verdict:
+        """Judge by the result; should that raise, nobody knows, and the permit is settled as ignored."""
         try:
-            verdict = self.judge_result(result)
+            return self.judge_result(result)
         except BaseException:
             self.settle(permit, Verdict.IGNORED)
             raise
-        self.settle(permit, verdict)
 
     def judge_exception(self, exception: BaseException) -> Verdict:
         """Return what a call that ended with `exception` says to this guard."""

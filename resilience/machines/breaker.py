@@ -26,11 +26,12 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING
 
-from resilience.machines.tripping import TripCondition, Tripwire, Tripwires
+from resilience.machines.tripping import start
 
 if TYPE_CHECKING:
     from resilience.machines.backoff import Backoff
-    from resilience.machines.tripping import Notes
+    from resilience.machines.tripping import TripCondition
+    from resilience.machines.tripwires import Notes, Tripwire
 
 __all__ = ["TRANSITIONS", "Breaker", "CircuitState"]
 
@@ -106,7 +107,7 @@ class Breaker:
         self.state: CircuitState = CircuitState.CLOSED
         self.generation: int = 0
         self.changes: list[tuple[CircuitState, CircuitState, int]] = []
-        self.tripwire: Tripwire = self._fresh_tripwire()
+        self.tripwire: Tripwire = start(conditions)
         # While open: the instant at which the circuit becomes half-open.
         self._reopen_at = 0
         # Openings since the circuit was last closed, and how long the last one lasted.
@@ -118,9 +119,6 @@ class Breaker:
         self._successes = 0
         self._isolations = 0
         self._beneath = CircuitState.CLOSED
-
-    def _fresh_tripwire(self) -> Tripwire:
-        return self.conditions[0].start() if len(self.conditions) == 1 else Tripwires(self.conditions)
 
     def tick(self, now_ns: int, u: float = 0.0) -> None:
         """Make the changes that are due by now, each at its own instant."""
@@ -164,7 +162,8 @@ class Breaker:
         if generation != self.generation:
             return False
         if self.state is _C:
-            if self.tripwire.record(now_ns, failed=failed, slow=slow):
+            wire = self.tripwire
+            if wire.bad(now_ns, failed=failed, slow=slow) if failed or slow else wire.good(now_ns):
                 self._open(now_ns, u)
             return True
         if self._probes.pop(probe, None) is None:
@@ -176,6 +175,10 @@ class Breaker:
         if self._successes >= self.success_threshold:
             self._close(now_ns)
         return True
+
+    def trip(self, now_ns: int, u: float = 0.0) -> None:
+        """Open a closed circuit, since its tripwire says so."""
+        self._open(now_ns, u)
 
     def isolate(self, now_ns: int) -> None:
         """Hold the circuit open until every isolation has been lifted."""
@@ -195,7 +198,7 @@ class Breaker:
     def reset(self, now_ns: int) -> None:
         """Close the circuit and forget what was counted; an isolation stays."""
         self._openings = 0
-        self.tripwire = self._fresh_tripwire()
+        self.tripwire = start(self.conditions)
         if self.state is CircuitState.ISOLATED:
             self._beneath = CircuitState.CLOSED
         elif self.state is CircuitState.CLOSED:
@@ -224,7 +227,7 @@ class Breaker:
 
     def _close(self, now_ns: int) -> None:
         self._openings = 0
-        self.tripwire = self._fresh_tripwire()
+        self.tripwire = start(self.conditions)
         self._become(CircuitState.CLOSED, now_ns)
 
     def _open(self, now_ns: int, u: float) -> None:

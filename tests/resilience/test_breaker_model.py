@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import hypothesis.strategies as st
@@ -276,8 +276,8 @@ class _NeverSure(Breaker):
 class _OneCondition(Breaker):
     """Goes by the first condition alone."""
 
-    def _fresh_tripwire(self):  # type: ignore[no-untyped-def] # noqa: ANN202 - as the original
-        return self.conditions[0].start()
+    def __init__(self, *, conditions: tuple[TripCondition, ...], **terms: Any) -> None:  # noqa: ANN401 - as the original's
+        super().__init__(conditions=conditions[:1], **terms)
 
 
 class _Untimely(Breaker):

@@ -1,0 +1,346 @@
+"""What watches a closed circuit: each window beside a plain list of calls, and what is steady stays as it is."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, TypeAlias
+
+import attrs
+import hypothesis.strategies as st
+import pytest
+from hypothesis import example, given
+
+from resilience import (
+    CircuitBreaker,
+    CircuitState,
+    ConsecutiveFailures,
+    CountWindow,
+    FailureRate,
+    Permit,
+    SlowCallRate,
+    TimeWindow,
+    Verdict,
+)
+from resilience.machines.tripwires import Consecutive, RateOfCalls, RateOfTime, Tripwires
+from resilience.testing import ManualClock
+from tests.resilience.support import assert_caught
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilience.machines.tripwires import Tripwire
+
+    Call: TypeAlias = tuple[int, bool, bool]
+    Make: TypeAlias = Callable[[], Tripwire]
+
+SIZE, SLICE_NS, SLICES, MIN_CALLS = 4, 3, 4, 3
+SHARE = Fraction(3, 5)
+
+#: How long after the one before it a call ends, whether it failed, and whether it was slow; most go well.
+CALLS = st.lists(
+    st.tuples(
+        st.sampled_from([0, 1, 3, 5, 20]), st.sampled_from([False, False, True]), st.sampled_from([False, False, True])
+    ),
+    max_size=16,
+)
+GOOD, FAILED, SLOW = (0, False, False), (0, True, False), (0, False, True)
+
+
+def _record(wire: Tripwire, now_ns: int, *, failed: bool, slow: bool) -> bool:
+    return wire.bad(now_ns, failed=failed, slow=slow) if failed or slow else wire.good(now_ns)
+
+
+@attrs.define
+class _Run:
+    """Counters, and the time."""
+
+    wire: Tripwire
+    now_ns: int = 0
+
+    def call(self, after_ns: int, failed: bool, slow: bool) -> tuple[bool, int, bool]:  # noqa: FBT001 - as they are drawn
+        """Count a call; return whether that trips, and what can be seen afterwards."""
+        self.now_ns += after_ns
+        tripped = _record(self.wire, self.now_ns, failed=failed, slow=slow)
+        return tripped, self.wire.failures, self.wire.blank
+
+
+# -- windows --------------------------------------------------------------------------------------------------------
+
+
+def _in_last_calls(calls: list[Call], now_ns: int) -> list[Call]:
+    return calls[-SIZE:]
+
+
+def _in_last_slices(calls: list[Call], now_ns: int) -> list[Call]:
+    return [call for call in calls if call[0] // SLICE_NS > now_ns // SLICE_NS - SLICES]
+
+
+WINDOWS = {RateOfCalls: _in_last_calls, RateOfTime: _in_last_slices}
+
+
+def _rate(kind: type[RateOfCalls | RateOfTime], *, slow_calls: bool) -> RateOfCalls | RateOfTime:
+    if issubclass(kind, RateOfCalls):
+        return kind(SIZE, SHARE, MIN_CALLS, slow_calls=slow_calls)
+    return kind(SLICE_NS, SLICES, SHARE, MIN_CALLS, slow_calls=slow_calls)
+
+
+def law_of_windows(kind: type[RateOfCalls | RateOfTime]) -> Callable[[], None]:
+    """A window counts what a list of all calls has in it, trips at its share of that, and forgets as time goes by."""
+    (window,) = (window for base, window in WINDOWS.items() if issubclass(kind, base))
+
+    @given(CALLS, st.booleans(), st.integers(0, 20))
+    @example(calls=[FAILED, FAILED, GOOD], slow_calls=False, later_ns=0)
+    @example(calls=[FAILED, *[GOOD] * SIZE], slow_calls=False, later_ns=0)
+    @example(calls=[SLOW] * 3, slow_calls=True, later_ns=0)
+    @example(calls=[FAILED, (5, True, False), (5, False, False), GOOD], slow_calls=False, later_ns=5)
+    def law(calls: list[Call], slow_calls: bool, later_ns: int) -> None:  # noqa: FBT001 - drawn
+        wire = _rate(kind, slow_calls=slow_calls)
+        book: list[Call] = []
+        now_ns = 0
+        for after_ns, failed, slow in calls:
+            now_ns += after_ns
+            book.append((now_ns, failed, slow))
+            tripped = _record(wire, now_ns, failed=failed, slow=slow)
+            held = window(book, now_ns)
+            counted = sum(call[1 + slow_calls] for call in held)
+            assert tripped == (len(held) >= MIN_CALLS and counted * 5 >= len(held) * 3)
+            assert wire.failures == sum(call[1] for call in held)
+        now_ns += later_ns
+        wire.age(now_ns)
+        held = window(book, now_ns)
+        assert (wire.failures, wire.slow) == (sum(call[1] for call in held), sum(call[2] for call in held))
+        assert wire.blank == (not held)
+
+    return law
+
+
+class _OneTooMany(RateOfCalls):
+    """Keeps a call for one call longer."""
+
+    def _forget(self) -> None:
+        if self._bad[0][0] + self._size < self._newest:
+            super()._forget()
+
+
+class _OneTooFew(RateOfTime):
+    """Forgets a slice a slice early."""
+
+    def _begin_slice(self, now_ns: int) -> None:
+        super()._begin_slice(now_ns + self._slice_ns)
+
+
+class _NeverForgets(RateOfTime):
+    """Lets the newest slice go on for ever."""
+
+    def age(self, now_ns: int) -> None:
+        if self._ends_at is None:
+            super().age(now_ns)
+
+
+class _ByFailures(RateOfTime):
+    """Goes by failures where it should go by slow calls."""
+
+    def _reached(self, calls: int) -> bool:
+        return calls >= self._min_calls and self.failures * self._of >= self._least * calls
+
+
+@pytest.mark.parametrize("kind", [RateOfCalls, RateOfTime])
+def test_law_of_windows(kind: type[RateOfCalls | RateOfTime]) -> None:
+    """Both windows count what a list of all calls has in them."""
+    law_of_windows(kind)()
+
+
+@pytest.mark.parametrize("kind", [_OneTooMany, _OneTooFew, _NeverForgets, _ByFailures])
+def test_law_of_windows_catches_mutants(kind: type[RateOfCalls | RateOfTime]) -> None:
+    """Each of these windows is off by one, or counts the wrong calls."""
+    assert_caught(law_of_windows(kind))
+
+
+# -- what is steady -------------------------------------------------------------------------------------------------
+
+
+def _several(kind: type[Tripwires] = Tripwires) -> Make:
+    return lambda: kind([Consecutive(2), _rate(RateOfCalls, slow_calls=False)])
+
+
+def law_of_the_steady(make: Make) -> Callable[[], None]:
+    """What is steady goes on as if the calls that went well since then had not been; enough of these make it steady."""
+
+    @given(CALLS, st.integers(1, 6), CALLS)
+    @example([GOOD], 3, [FAILED] * 3)
+    @example([*[FAILED] * 2, *[GOOD] * (SIZE - 1)], 3, [FAILED] * 3)
+    def law(before: list[Call], goods: int, after: list[Call]) -> None:
+        run, twin = _Run(make()), _Run(make())
+        for call in before:
+            assert run.call(*call) == twin.call(*call)
+        if run.wire.steady:
+            seen = (run.wire.failures, run.wire.blank)
+            for _ in range(goods):
+                assert twin.call(*GOOD) == (False, *seen)
+        for call in after:
+            assert run.call(*call) == twin.call(*call)
+        for _ in range(SIZE):
+            run.call(*GOOD)
+        assert run.wire.steady
+
+    return law
+
+
+class _Hasty(RateOfCalls):
+    """Calls itself steady before it is full."""
+
+    def good(self, now_ns: int) -> bool:
+        tripped = super().good(now_ns)
+        self.steady = not self._bad
+        return tripped
+
+
+class _Restless(RateOfCalls):
+    """Is never steady: right, but slow for ever."""
+
+    def good(self, now_ns: int) -> bool:
+        tripped = super().good(now_ns)
+        self.steady = False
+        return tripped
+
+
+class _Unshaken(Consecutive):
+    """Stays steady through failures."""
+
+    def bad(self, now_ns: int, *, failed: bool, slow: bool) -> bool:
+        tripped = super().bad(now_ns, failed=failed, slow=slow)
+        self.steady = True
+        return tripped
+
+
+class _AnyOfThem(Tripwires):
+    """Is steady as soon as one of its conditions is."""
+
+    def _is_steady(self) -> bool:
+        return any(wire.steady for wire in self._wires)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Consecutive(2), lambda: _rate(RateOfCalls, slow_calls=False), _several()],
+    ids=["in a row", "of calls", "several"],
+)
+def test_law_of_the_steady(make: Make) -> None:
+    """CB6: a success that finds its circuit steady need not be counted: nobody could tell."""
+    law_of_the_steady(make)()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _rate(_Hasty, slow_calls=False),
+        lambda: _rate(_Restless, slow_calls=False),
+        lambda: _Unshaken(2),
+        _several(_AnyOfThem),
+    ],
+    ids=["hasty", "restless", "unshaken", "any of them"],
+)
+def test_law_of_the_steady_catches_mutants(make: Make) -> None:
+    """CB6: each of these is steady too early, or never."""
+    assert_caught(law_of_the_steady(make))
+
+
+def test_a_window_of_time_is_never_steady() -> None:
+    """Calls that went well leave it too, and then there are fewer of them beside those that fail."""
+    wire = _rate(RateOfTime, slow_calls=False)
+    for _ in range(100):
+        wire.good(0)
+    assert not wire.steady
+
+
+# -- how the breaker counts -----------------------------------------------------------------------------------------
+
+TRIPS = (
+    ConsecutiveFailures(2),
+    FailureRate(0.6, CountWindow(SIZE), MIN_CALLS),
+    FailureRate(0.6, TimeWindow(20.0), MIN_CALLS),
+    SlowCallRate(0.6, CountWindow(SIZE), MIN_CALLS),
+    SlowCallRate(0.6, TimeWindow(20.0), MIN_CALLS),
+)
+
+
+def law_of_results(kind: type[CircuitBreaker]) -> Callable[[], None]:
+    """CB6: whether a success is told by a result, often without the lock, or by hand, circuits count the same."""
+
+    @given(CALLS, st.lists(st.sampled_from(TRIPS), min_size=1, max_size=2), st.booleans())
+    @example(calls=[GOOD] * 5 + [FAILED] * 3, trips=[TRIPS[1]], judged=False)
+    @example(calls=[GOOD] * 5 + [SLOW] * 3, trips=[TRIPS[3]], judged=True)
+    @example(calls=[GOOD] + [FAILED] * 2, trips=[TRIPS[1]], judged=True)
+    def law(calls: list[Call], trips: list[FailureRate | SlowCallRate], judged: bool) -> None:  # noqa: FBT001 - drawn
+        clock = ManualClock()
+        slow_after = 1.0 if any(isinstance(trip, SlowCallRate) for trip in trips) else None
+        judge = (lambda result: result is None) if judged else None
+        breakers = [
+            each(trip=trips, clock=clock, slow_call_duration=slow_after, is_failure_result=judge)
+            for each in (CircuitBreaker, kind)
+        ]
+        for after, failed, slow in calls:
+            clock.advance(after)
+            permits = [breaker.try_admit() for breaker in breakers]
+            clock.advance(float(slow))
+            for permit, tell in zip(permits, (_by_hand, _by_result), strict=True):
+                if permit is not None:
+                    tell(permit, failed=failed)
+            seen = [(breaker.state, breaker.failure_count, breaker.statistics()) for breaker in breakers]
+            assert seen[0] == seen[1]
+            assert all(permit is None or permit.settled for permit in permits)
+
+    return law
+
+
+def _by_hand(permit: Permit, *, failed: bool) -> None:
+    (permit.failure if failed else permit.success)()
+
+
+def _by_result(permit: Permit, *, failed: bool) -> None:
+    if failed:
+        permit.guard.settle_exception(permit, KeyError())
+    else:
+        permit.guard.settle_result(permit, "well")
+
+
+class _Guessing(CircuitBreaker):
+    """Takes a circuit for steady that counts no failure."""
+
+    def settle_result(self, permit: Permit, result: object) -> None:
+        machine = self._machine
+        if machine.state is CircuitState.CLOSED and not machine.tripwire.failures:
+            permit.use_up()
+            self._plain_successes.add()
+        else:
+            super().settle_result(permit, result)
+
+
+class _Timeless(CircuitBreaker):
+    """Does not ask how long a call took that ended with a result."""
+
+    def settle_result(self, permit: Permit, result: object) -> None:
+        slow_ns, self._slow_ns = self._slow_ns, None
+        super().settle_result(permit, result)
+        self._slow_ns = slow_ns
+
+
+class _Heedless(CircuitBreaker):
+    """Judges a result and forgets it."""
+
+    def settle_result(self, permit: Permit, result: object) -> None:
+        if self._is_failure_result is None:
+            super().settle_result(permit, result)
+        else:
+            self.settle(permit, Verdict.IGNORED)
+
+
+def test_law_of_results() -> None:
+    """CB6: a result counts for what it is, however that is counted."""
+    law_of_results(CircuitBreaker)()
+
+
+@pytest.mark.parametrize("kind", [_Guessing, _Timeless, _Heedless])
+def test_law_of_results_catches_mutants(kind: type[CircuitBreaker]) -> None:
+    """CB6: each of these breakers counts results by another measure."""
+    assert_caught(law_of_results(kind))
