@@ -286,18 +286,23 @@ class _Rounds:
         self.failed = 0
 
     def after_error(self, error: Exception) -> int | None:
-        """Return the delay before the next attempt; None, and a note on the error, if there is none."""
+        """Return the delay before the next attempt; None if there is none.
+
+        Then a note on the error says why, unless nobody would have tried again in any case.
+        """
         self.failed += 1
         retry = self._retry
         if not retry._matches(error):  # noqa: SLF001
-            self._note(error, "this is not retried")
+            if self.failed > 1:
+                self._note(error, "this is not retried")
             return None
         asked_ns = self._asked_ns(error)
         if asked_ns is None and retry.honor_retry_after:
             asked_ns = _wait_ns(getattr(error, "retry_after", None))
         decision = self._decide(asked_ns)
         if isinstance(decision, GiveUp):
-            self._note(error, decision.reason)
+            if retry.max_attempts != 1:
+                self._note(error, decision.reason)
             return None
         return self._schedule(decision, type(error).__qualname__)
 
@@ -344,10 +349,10 @@ class _Rounds:
         return decision.delay_ns
 
     def _note(self, error: Exception, reason: str) -> None:
-        if self.failed > 1:
-            # An exception that cannot carry a note (a frozen one) is still the one to be raised.
-            with suppress(Exception):
-                error.add_note(f"{self.failed} attempts in {seconds(self._elapsed_ns()):.3g} s; {reason}")
+        attempts = "1 attempt" if self.failed == 1 else f"{self.failed} attempts"
+        # An exception that cannot carry a note (a frozen one) is still the one to be raised.
+        with suppress(Exception):
+            error.add_note(f"{attempts} in {seconds(self._elapsed_ns()):.3g} s; {reason}")
 
     def _elapsed_ns(self) -> int:
         return self._line.at(self._retry.clock.monotonic_ns()) - self._started_ns

@@ -34,7 +34,17 @@ if TYPE_CHECKING:
     # Makes the exception, given the limit in seconds.
     Exceeded: TypeAlias = Callable[[float], TimeoutExceededError]
 
-__all__ = ["Alarm", "TimeLimit", "alarm", "asyncio_task", "cancellations", "ending", "remaining_ns", "within"]
+__all__ = [
+    "Alarm",
+    "TimeLimit",
+    "alarm",
+    "asyncio_task",
+    "cancellations",
+    "ending",
+    "published",
+    "remaining_ns",
+    "within",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -91,15 +101,25 @@ def _take_back(token: Token[tuple[Clock, int] | None]) -> None:
 
 
 @contextmanager
+def published(clock: Clock, deadline_ns: int) -> Iterator[None]:
+    """Let the block know that it is under this deadline."""
+    token = _publish(clock, deadline_ns)
+    try:
+        yield
+    finally:
+        if token is not None:
+            _take_back(token)
+
+
+@contextmanager
 def ending(limit: float, limit_ns: int, clock: Clock, exceeded: Exceeded = TimeoutExceededError) -> Iterator[None]:
     """Cancel the block after `limit_ns` and raise `exceeded(limit)`, by the clock's own `fail_after`.
 
     A TimeoutError that the block raises itself stays what it is.
     """
     own: BaseException | None = None
-    token = _publish(clock, clock.monotonic_ns() + limit_ns)
     try:
-        with clock.fail_after(seconds(limit_ns)):
+        with published(clock, clock.monotonic_ns() + limit_ns), clock.fail_after(seconds(limit_ns)):
             try:
                 yield
             except TimeoutError as error:
@@ -109,9 +129,6 @@ def ending(limit: float, limit_ns: int, clock: Clock, exceeded: Exceeded = Timeo
         if error is own:
             raise
         raise exceeded(limit) from error
-    finally:
-        if token is not None:
-            _take_back(token)
 
 
 async def within(

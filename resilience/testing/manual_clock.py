@@ -19,6 +19,7 @@ import anyio
 from resilience.clock import nanoseconds, seconds
 from resilience.machines.checks import finite, non_negative
 from resilience.parking import async_waiter
+from resilience.timers import published
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,10 +91,13 @@ class ManualClock:
 
     @contextmanager
     def fail_after(self, seconds: float, /) -> Iterator[anyio.CancelScope]:
-        """Cancel the block once the clock has been moved on by `seconds`, and raise TimeoutError."""
+        """Cancel the block once the clock has been moved on by `seconds`, and raise TimeoutError.
+
+        A Retry in the block on this clock knows the deadline, as it knows that of `anyio.fail_after` on the machine's.
+        """
         due = False
 
-        with anyio.CancelScope() as scope:
+        with anyio.CancelScope() as scope, published(self, self._now_ns + nanoseconds(seconds)):
             waker = _loop_caller()
 
             def fire() -> None:

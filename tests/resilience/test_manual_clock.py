@@ -13,6 +13,7 @@ import pytest
 
 from resilience.clock import Clock
 from resilience.testing import ManualClock
+from resilience.timers import remaining_ns
 from tests.resilience.support import assert_refuses, in_thread, run, settle, until_blocking
 
 every_loop = pytest.mark.anyio
@@ -188,6 +189,21 @@ async def test_fail_after_lets_a_cancellation_from_outside_go_on() -> None:
         scope.cancel()
         await anyio.sleep_forever()
     assert scope.cancelled_caught
+
+
+@every_loop
+async def test_fail_after_lets_its_block_know_how_long_it_has() -> None:
+    """The earliest of several counts, on this clock alone, and until the block is left."""
+    clock = ManualClock()
+    with clock.fail_after(5.0):
+        with clock.fail_after(2.0):
+            clock.advance(0.5)
+            assert remaining_ns(clock) == 1_500_000_000
+            assert remaining_ns(ManualClock()) is None
+            with clock.fail_after(3.0):
+                assert remaining_ns(clock) == 1_500_000_000
+        assert remaining_ns(clock) == 4_500_000_000
+    assert remaining_ns(clock) is None
 
 
 @every_loop

@@ -268,11 +268,15 @@ def test_exception_that_takes_no_note_is_raised_all_the_same() -> None:
         Retry(2, backoff=ConstantBackoff(0.0))(fail)()
 
 
-def test_first_attempt_is_not_noted() -> None:
-    """An exception that was never retried says nothing of retries."""
+def test_first_attempt_is_noted_if_there_was_to_be_another() -> None:
+    """An exception says why it was not retried; that nobody would have retried it in any case, it does not say."""
+    for retry in (Retry(1), Retry(3, on=KeyError)):
+        with pytest.raises(FlakyError) as silent:
+            retry(_fail_blocking)()
+        assert not hasattr(silent.value, "__notes__")
     with pytest.raises(FlakyError) as caught:
-        Retry(1)(_fail_blocking)()
-    assert not hasattr(caught.value, "__notes__")
+        Retry(3, backoff=[2.0], max_elapsed=1.0, clock=ManualClock())(_fail_blocking)()
+    assert caught.value.__notes__ == ["1 attempt in 0 s; max_elapsed would pass"]
 
 
 def test_every_delay_is_announced() -> None:

@@ -79,8 +79,9 @@ class Case:
             elif self.max_elapsed is not None and time + delay > self.max_elapsed:
                 reason = "max_elapsed would pass"
             if reason is not None:
-                noted = number > 1 and what in {"flaky", "fatal"}
-                notes = [f"{number} attempts in {time * EIGHTH:.3g} s; {reason}"] if noted else []
+                noted = (what == "flaky" and self.attempts != 1) or (what == "fatal" and number > 1)
+                made = "1 attempt" if number == 1 else f"{number} attempts"
+                notes = [f"{made} in {time * EIGHTH:.3g} s; {reason}"] if noted else []
                 return starts, time * EIGHTH, what, notes
             time += delay
         raise AssertionError("unreachable")
