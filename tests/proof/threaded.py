@@ -120,6 +120,7 @@ def linearizable(
     acts: Sequence[Act[W]],
     fixed: Sequence[Programs[W]],
     watch: Sequence[Watched],
+    draws: int = 15,
     also: Callable[[W], object] = bool,
 ) -> None:
     """Assert that all histories are linearizable: of the `fixed` programs under many schedules, and of drawn ones.
@@ -132,7 +133,7 @@ def linearizable(
         assert_linearizable(world.history, model)
 
     for programs in fixed:
-        holds(acting(make, programs, judge), watch=watch)
+        holds(acting(make, programs, judge), watch=watch, draws=draws)
     for seed in range(_PROGRAMS):
         scenario = acting(make, drawn(acts, seed), judge)
         for schedule in (Random(seed), Random(seed + 1), PCT(seed), PCT(seed + 1, 2)):
@@ -166,7 +167,8 @@ def unlocked(kind: type[K]) -> type[K]:
     def __init__(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401, N807 - of any guard
         kind.__init__(self, *args, **kwargs)
         self._lock = lock = NoLock()
-        self._section = Section(lock, self._events)  # type: ignore[arg-type]
+        if hasattr(self, "_section"):
+            self._section = Section(lock, self._events)  # type: ignore[arg-type]
         if hasattr(self, "_try_lock"):
             self._try_lock, self._unlock = lock.acquire, lock.release
 
