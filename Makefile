@@ -4,7 +4,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench conformance mutate docs requirements clean environment-run environment-dev environment-peers
+.PHONY: help demo test check prove bench conformance mutate docs requirements clean environment-run environment-dev environment-peers
 
 export PYTHON
 python := .venv/bin/python
@@ -32,6 +32,9 @@ check: environment-dev ## Check format, lint, types and the import direction
 	$(python) -m basedpyright
 	PATH="$(CURDIR)/.venv/bin:$$PATH" basedpyright --verifytypes resilience --ignoreexternal
 	$(python) -m pytest -q -p no:randomly tests/test_imports.py tests/test_repository.py
+
+prove: environment-dev ## Prove the guards: property by property, with mutants. SCHEDULES=100000000 takes long
+	@$(python) -m tests.proof $(if $(SCHEDULES),--schedules=$(SCHEDULES)) $(ARGS)
 
 bench: environment-peers ## Time every guard, beside other libraries too; BENCH_ENFORCE=1 fails past a target
 	$(python) -m benchmarks

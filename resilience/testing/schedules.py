@@ -102,7 +102,7 @@ class PCT:
 
     Source: S. Burckhardt, P. Kothari, M. Musuvathi, S. Nagarakatte, "A Randomized Scheduler with Probabilistic
     Guarantees of Finding Bugs", ASPLOS 2010. They suppose that every thread ends or blocks. One that spins while
-    others wait would spin for ever, so who was chosen `PATIENCE` times on end goes to the back.
+    others wait would spin for ever, so who could have run `PATIENCE` times on end and was not chosen has its turn.
 
     """
 
@@ -115,12 +115,12 @@ class PCT:
         return _Priorities(self.seed, self.depth, self.length)
 
 
-#: How often on end PCT lets the same name run while others wait.
+#: How often on end PCT passes over somebody who could run.
 PATIENCE = 1_000
 
 
 class _Priorities:
-    __slots__ = ("_changes", "_dice", "_last", "_priorities", "_step", "_streak")
+    __slots__ = ("_changes", "_dice", "_priorities", "_step", "_waiting_since")
 
     def __init__(self, seed: int, depth: int, length: int) -> None:
         self._dice = dice = random_module.Random(seed)
@@ -128,7 +128,8 @@ class _Priorities:
         self._changes = {dice.randint(1, length): number / depth for number in range(1, depth)}
         self._priorities: dict[int, float] = {}
         self._step = 0
-        self._last, self._streak = -1, 0
+        # Those who could run at the last choice, and were not chosen, each with the step since which that is so.
+        self._waiting_since: dict[int, int] = {}
 
     def choose(self, n: int, names: Sequence[int] = (), /) -> int:
         if not names:
@@ -136,13 +137,15 @@ class _Priorities:
         self._step += 1
         chosen = self._highest(names)
         lowered = self._changes.get(self._step)
-        self._streak = self._streak + 1 if names[chosen] == self._last and n > 1 else 0
-        if self._streak > PATIENCE:
-            lowered = float(-self._step)
         if lowered is not None:
             self._priorities[names[chosen]] = lowered
             chosen = self._highest(names)
-        self._last = names[chosen]
+        since = {name: self._waiting_since.get(name, self._step) for name in names}
+        self._waiting_since = since
+        patient = min(range(n), key=lambda index: since[names[index]])
+        if self._step - since[names[patient]] > PATIENCE:
+            chosen = patient
+        del since[names[chosen]]
         return chosen
 
     def _highest(self, names: Sequence[int]) -> int:

@@ -73,10 +73,13 @@ def test_pct_changes_its_mind_depth_minus_one_times() -> None:
 
 
 def test_pct_lets_nobody_spin_for_ever() -> None:
-    """Who was chosen a thousand times on end while another waited goes behind it."""
+    """Who was passed over a thousand times on end has its turn, be it for one that spins or for ever new ones."""
     choices = PCT(1, depth=1).start()
     chosen = [choices.choose(2, (1, 2)) for _ in range(1_100)]
     assert set(chosen) == {0, 1}
+    others = PCT(1, depth=1).start()
+    chosen = [others.choose(4, (1, 3 * turn + 2, 3 * turn + 3, 3 * turn + 4)) for turn in range(2_500)]
+    assert chosen.count(0) >= 2
 
 
 def test_pct_counts_no_step_that_was_no_choice() -> None:

@@ -1,0 +1,12 @@
+"""All rows, guard by guard."""
+
+from __future__ import annotations
+
+from tests.proof.catalogue import rate_limiter
+
+__all__ = ["NOT_YET", "ROWS"]
+
+ROWS = (*rate_limiter.ROWS,)
+
+#: Properties that there is nothing yet to hold.
+NOT_YET = {"RL12": "no guard shares its state through a server"}
