@@ -10,6 +10,7 @@ Rules of this module: it knows no event loop, no deadline and no retry.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["Exchange", "Header", "Received", "Target", "encode_headers", "exchange_over"]
 
 Header: TypeAlias = "tuple[bytes, bytes]"
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def encode_headers(headers: Sequence[Header]) -> bytes:
@@ -55,8 +58,10 @@ class Target:
         """Return the target at `url`, a checked one.
 
         Raises:
-            httpx.LocalProtocolError: a header cannot be written as HTTP.
+            httpx.LocalProtocolError: the method or a header cannot be written as HTTP.
         """
+        if not all(_TOKEN.fullmatch(name) for name in (method, *(key.decode("latin-1") for key, _ in headers))):
+            raise httpx.LocalProtocolError("the method or the name of a header of the request is no token")
         scheme = url.scheme
         origin = (scheme, url.raw_host.decode("ascii"), url.port or (443 if scheme == "https" else 80))
         request_line = b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), url.raw_path)

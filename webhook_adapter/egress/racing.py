@@ -37,11 +37,13 @@ async def first_to_answer(
         connect: makes a connection; one of `failures` lets the next address have its turn.
         close: closes a connection that came too late.
         failures: what `connect` raises for an address that does not answer; the last one is raised if none does.
+            Whatever else it raises ends the race at once, and is raised as it is.
     """
     if len(addresses) == 1:
         return await connect(addresses[0])
     won: list[C] = []
     errors: list[Exception] = []
+    fatal: list[Exception] = []
 
     async def attempt(address: str, over: anyio.Event) -> None:
         try:
@@ -49,6 +51,10 @@ async def first_to_answer(
         except failures as exc:
             errors.append(exc)
             over.set()
+            return
+        except Exception as exc:  # noqa: BLE001 - a task group would wrap it up; it is raised below
+            fatal.append(exc)
+            group.cancel_scope.cancel()
             return
         # No checkpoint from here on: a connection is either handed over or closed.
         won.append(connection)
@@ -61,8 +67,8 @@ async def first_to_answer(
                 group.start_soon(attempt, address, over)
                 with anyio.move_on_after(_NEXT_ADDRESS_SECONDS):
                     await over.wait()
-        if not won:
-            raise errors[-1]
+        if fatal or not won:
+            raise (fatal or errors)[-1]
         winner = won.pop(0)
     finally:
         with anyio.CancelScope(shield=True):
