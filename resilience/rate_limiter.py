@@ -22,6 +22,7 @@ from resilience.machines.token_bucket import TokenBucket
 from resilience.outcome import Verdict
 from resilience.parking import ParkingQueue, Waiter, async_waiter, running_loop, thread_waiter
 from resilience.remains import EVERYTHING, Everything, Remains
+from resilience.timers import remaining_ns
 
 if TYPE_CHECKING:
     from resilience.clock import Clock
@@ -43,7 +44,8 @@ class RateLimiter(Guard):
         capacity: the most tokens that the bucket holds, so the largest burst and the largest cost. It starts full.
         name: what errors and events call it.
         max_wait: for how many seconds a call that is guarded may wait for its turn; 0 refuses at once, and so does a
-            turn that is known to come too late. `math.inf` waits as long as it takes.
+            turn that is known to come too late, for this or for the deadline that the call is under. `math.inf` waits
+            as long as it takes.
         clock: where time comes from.
 
     Example:
@@ -112,8 +114,9 @@ class RateLimiter(Guard):
     async def acquire(self, cost: float = _ONE, *, max_wait: float | None = None) -> bool:
         """Take `cost` tokens; return whether they were had within `max_wait` seconds (by default the limiter's own).
 
-        Returns False at once if the tokens cannot come in time. A checkpoint only if it waits. A cancellation while it
-        waits takes nothing, gives back what may have been granted already, and goes on.
+        Returns False at once if the tokens cannot come in time, or not before the deadline of a Timeout or a cancel
+        scope around it. A checkpoint only if it waits. A cancellation while it waits takes nothing, gives back what may
+        have been granted already, and goes on.
 
         Raises:
             ValueError: `cost` is not positive, or more than the capacity, or `max_wait` is negative or NaN.
@@ -127,7 +130,8 @@ class RateLimiter(Guard):
         if max_wait_ns == 0:
             return self._refused(cost)
         waiter = async_waiter()
-        return (self._join(waiter, cost, max_wait_ns) and await self._park(waiter)) or self._refused(cost)
+        joined = self._join(waiter, cost, self._patience_ns(max_wait_ns))
+        return (joined and await self._park(waiter)) or self._refused(cost)
 
     def try_acquire(self, cost: float = _ONE) -> bool:
         """Take `cost` tokens now, or return False. Never waits; not a checkpoint; any thread.
@@ -246,9 +250,9 @@ class RateLimiter(Guard):
             return NeverFits(cost, self._bucket.capacity)
 
     async def admit_waiting(self, cost: float = 1) -> Permit:
-        """Admit within `max_wait`, or raise RateLimitedError. A checkpoint if it waits."""
+        """Admit within `max_wait` and before the call's deadline, or raise RateLimitedError. A checkpoint if it waits."""
         waiter = async_waiter()
-        if self.waits and self._join(waiter, cost, self._max_wait_ns) and await self._park(waiter):
+        if self.waits and self._join(waiter, cost, self._patience_ns(self._max_wait_ns)) and await self._park(waiter):
             return Permit(self)
         raise self._refusal(cost)
 
@@ -262,7 +266,7 @@ class RateLimiter(Guard):
             return decision
         if isinstance(decision, NotUntil) and self.waits and not running_loop():
             waiter = thread_waiter()
-            if self._join(waiter, cost, self._max_wait_ns) and self._park_blocking(waiter):
+            if self._join(waiter, cost, self._patience_ns(self._max_wait_ns)) and self._park_blocking(waiter):
                 return Permit(self)
             raise self._refusal(cost)
         raise self.refuse(decision)
@@ -357,6 +361,14 @@ class RateLimiter(Guard):
         return False
 
     # -- the queue --------------------------------------------------------------------------------------------------
+
+    def _patience_ns(self, max_wait_ns: int | None) -> int | None:
+        """Return how long it makes sense to wait: a turn at the deadline that the call is under comes too late."""
+        left_ns = remaining_ns(self.clock)
+        if left_ns is None or left_ns <= 0:
+            # What is over already is for the cancellation to tell.
+            return max_wait_ns
+        return left_ns - 1 if max_wait_ns is None else min(max_wait_ns, left_ns - 1)
 
     def _checked_units(self, cost: float) -> int:
         positive("cost", cost)

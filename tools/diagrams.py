@@ -114,7 +114,7 @@ DIAGRAMS = {
         (
             Edge("asks", "admitted", "nobody waits, and the bucket holds what it costs"),
             Edge("asks", "waits", "its turn comes within `max_wait`"),
-            Edge("asks", "rejected", "its turn would come later than that"),
+            Edge("asks", "rejected", "its turn would come later than that, or not before the call's deadline"),
             Edge("waits", "admitted", "it is at the head of the queue, and the bucket holds what it costs"),
             Edge(
                 "waits",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,18 @@ from resilience.outcome import Verdict
 from resilience.telemetry import subscribe
 from resilience.testing import ManualClock
 from tests.resilience.subjects import emptied
-from tests.resilience.support import NOT_NEGATIVE, NOT_POSITIVE, Crew, assert_caught, assert_refuses, brief, settle
+from tests.resilience.support import (
+    NOT_NEGATIVE,
+    NOT_POSITIVE,
+    Crew,
+    assert_caught,
+    assert_refuses,
+    both_loops,
+    brief,
+    heavy,
+    run,
+    settle,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -194,6 +207,85 @@ def test_waiting_as_told_is_admitted() -> None:
 def test_law_of_telling_catches_mutants(mutant: type[RateLimiter]) -> None:
     """Forgetting those who are due, or those who queue, is seen."""
     assert_caught(law_of_telling(lambda clock: mutant(1.0, 2, clock=clock)))
+
+
+def law_of_patience(kind: type[RateLimiter], backend: str) -> Callable[[], None]:
+    """RL10: whoever could only get his turn after `max_wait`, or at his deadline, is told so at once; others get it."""
+
+    @given(
+        st.integers(0, 3),
+        st.one_of(st.integers(1, 10), st.just(math.inf)),
+        st.one_of(st.none(), st.integers(1, 10)),
+        st.booleans(),
+    )
+    def law(ahead: int, max_wait_halves: float, deadline_halves: int | None, as_a_layer: bool) -> None:  # noqa: FBT001
+        async def main() -> None:
+            clock = ManualClock(autojump=True)
+            limiter = kind(1.0, 1, max_wait=max_wait_halves / 2, clock=clock)
+            limiter.try_acquire()
+            for _ in range(ahead):
+                limiter.reserve()
+            deadline = clock.fail_after(deadline_halves / 2) if deadline_halves is not None else nullcontext()
+            try:
+                with deadline:
+                    if as_a_layer:
+                        await limiter.call(anyio.lowlevel.checkpoint)
+                        admitted: bool | None = True
+                    else:
+                        admitted = await limiter.acquire()
+            except RateLimitedError:
+                admitted = False
+            except TimeoutError:
+                admitted = None
+            turn = ahead + 1.0
+            in_time = turn <= max_wait_halves / 2 and (deadline_halves is None or turn < deadline_halves / 2)
+            assert (admitted, clock.monotonic_ns() / 1e9) == (in_time, turn if in_time else 0.0)
+
+        run(backend, main)
+
+    return law
+
+
+@both_loops
+def test_nobody_waits_past_his_deadline(backend: str) -> None:
+    """RL10: neither for `max_wait` nor for a Timeout around it."""
+    heavy(law_of_patience(RateLimiter, backend))()
+
+
+class _Deaf(RateLimiter):
+    """A mutant, and once the code: knows no deadline but its own."""
+
+    def _patience_ns(self, max_wait_ns: int | None) -> int | None:
+        return max_wait_ns
+
+
+class _Hopeless(RateLimiter):
+    """A mutant: lets nobody wait who has a deadline."""
+
+    def _patience_ns(self, max_wait_ns: int | None) -> int | None:
+        return 0 if super()._patience_ns(max_wait_ns) != max_wait_ns else max_wait_ns
+
+
+@pytest.mark.parametrize("mutant", [_Deaf, _Hopeless])
+@both_loops
+def test_law_of_patience_catches_mutants(backend: str, mutant: type[RateLimiter]) -> None:
+    """Waiting in vain, and not waiting where it would do, are seen."""
+    assert_caught(law_of_patience(mutant, backend))
+
+
+@every_loop
+async def test_deadline_of_a_cancel_scope_counts_on_the_machines_clock() -> None:
+    """A turn in an hour is no use to whoever has a minute; in a cancelled scope it is the cancellation that tells."""
+    limiter = RateLimiter(1 / 3600, 1, max_wait=math.inf)
+    assert await limiter.acquire()
+    with anyio.fail_after(60.0):
+        assert not await limiter.acquire()
+        with pytest.raises(RateLimitedError):
+            await limiter.call(anyio.lowlevel.checkpoint)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await limiter.acquire()
+    assert scope.cancelled_caught
 
 
 def test_late_reading_of_another_thread_mints_nothing() -> None:

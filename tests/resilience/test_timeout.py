@@ -18,6 +18,7 @@ from resilience import (
     ConstantBackoff,
     Deadline,
     Policy,
+    RateLimitedError,
     RateLimiter,
     ResilienceError,
     Retry,
@@ -171,8 +172,8 @@ def law_of_the_total(timeout: type[Timeout], retry: type[Retry], world: World) -
             started = now(clock)
             try:
                 outcome = await timeout(limit, clock=clock).call(work)
-            except FlakyError:
-                # A retry that saw that there was no time for another attempt.
+            except (FlakyError, RateLimitedError):
+                # A retry that saw that there was no time for another attempt; a limiter, for a wait.
                 outcome = "gave up"
             except TimeoutExceededError as error:
                 outcome = f"timeout after {error.seconds}"
