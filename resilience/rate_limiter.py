@@ -250,7 +250,10 @@ class RateLimiter(Guard):
             return NeverFits(cost, self._bucket.capacity)
 
     async def admit_waiting(self, cost: float = 1) -> Permit:
-        """Admit within `max_wait` and before the call's deadline, or raise RateLimitedError. A checkpoint if it waits."""
+        """Admit within `max_wait`, and before the call's deadline, or raise RateLimitedError.
+
+        A checkpoint if it waits.
+        """
         waiter = async_waiter()
         if self.waits and self._join(waiter, cost, self._patience_ns(self._max_wait_ns)) and await self._park(waiter):
             return Permit(self)

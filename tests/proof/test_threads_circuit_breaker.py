@@ -238,7 +238,7 @@ class ComparesFirst(CircuitBreaker):
         if permit.generation == self._machine.generation:
             with self._section:
                 permit.generation = self._machine.generation
-                self._record(permit, verdict)
+                self._record(permit, verdict, self._line.at(self.clock.monotonic_ns()))
                 permit.generation = SETTLED
         else:
             super().settle(permit, verdict)
@@ -251,7 +251,7 @@ class TellsAtOnce(CircuitBreaker):
         with self._lock:
             if permit.generation == SETTLED:
                 return
-            self._record(permit, verdict)
+            self._record(permit, verdict, self._line.at(self.clock.monotonic_ns()))
             permit.generation = SETTLED
             calls = list(self._pending)
             self._pending.clear()
