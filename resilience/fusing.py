@@ -81,6 +81,9 @@ class Controlling(Protocol):
 
     def inside(self, outer: Any) -> Controlling: ...  # noqa: ANN401 - layers, of which this module knows less
     def wrap(self, call_next: Runner) -> Runner: ...
+    def wrap_around(
+        self, call_next: Callable[..., Awaitable[Any]], func: Callable[..., Any]
+    ) -> Callable[..., Awaitable[Any]] | None: ...
     def wrap_blocking(self, call_next: BlockingRunner) -> BlockingRunner | None: ...
     def wrap_stream(self, call_next: StreamRunner) -> StreamRunner | None: ...
     def wrap_manager(self, call_next: StreamRunner) -> StreamRunner | None: ...
@@ -162,13 +165,12 @@ def compose(layer: Composed) -> Runner:
 
 def compose_around(layer: Composed, func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
     """Return the coroutine function `func` inside of a composition: a coroutine function of the same arguments."""
-    links = tuple(_from_inside(layer.parts))
-    if links and all(isinstance(link, tuple) or hasattr(link.wrap, "passes_on") for link in links):
-        # No runner minds with what it is called. So the outermost one is the function that is asked for, and there is
-        # neither a frame that gathers the arguments nor one that spreads them.
-        run: Callable[..., Awaitable[Any]] = func if _makes_coroutines(func) else _checked(func)
-        for link in links:
-            run = _around(link, run, layer)
+    # Where no link minds with what it is called, the outermost one is the function that is asked for, and there is
+    # neither a frame that gathers the arguments nor one that spreads them.
+    run: Callable[..., Awaitable[Any]] | None = func if _makes_coroutines(func) else _checked(func)
+    for link in _from_inside(layer.parts):
+        run = run and (_around(link, run, layer) if isinstance(link, tuple) else link.wrap_around(run, func))
+    if run is not None and layer.parts:
         return run
     whole = compose(layer)
 

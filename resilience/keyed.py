@@ -96,6 +96,7 @@ class Keyed(Generic[K, L]):
 
     __slots__ = (
         "__weakref__",
+        "_acquire",
         "_asleep",
         "_awake",
         "_evicted",
@@ -103,6 +104,7 @@ class Keyed(Generic[K, L]):
         "_lock",
         "_made",
         "_rejected",
+        "_release",
         "clock",
         "max_awake",
         "max_keys",
@@ -127,6 +129,7 @@ class Keyed(Generic[K, L]):
         self.name: str = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._lock = threading.Lock()
+        self._acquire, self._release = self._lock.acquire, self._lock.release
         # Both in the order of their last use; a key is in one of them. Those awake were used later than the others.
         self._awake: OrderedDict[K, L] = OrderedDict()
         self._asleep: OrderedDict[K, Packed] = OrderedDict()
@@ -148,12 +151,16 @@ class Keyed(Generic[K, L]):
             ValueError: the factory made something that is no layer, or whose clock is another one.
 
         """
-        with self._lock:
+        # As `with self._lock`, at half the cost.
+        self._acquire()
+        try:
             guard = self._awake.get(key)
             if guard is not None:
                 self._awake.move_to_end(key)
                 return guard
             has_room = self._has_room(key)
+        finally:
+            self._release()
         try:
             if not has_room:
                 # Before a guard is made in vain.

@@ -80,8 +80,13 @@ class Layer(ABC):
         try:
             run = self._run_
         except AttributeError:
-            run = self._run_ = compose(self)
+            run = self._compose()
         return run(func, args, kwargs)  # type: ignore[return-value]
+
+    def _compose(self) -> Runner:
+        """Compose what runs a call inside this layer, once."""
+        run = self._run_ = compose(self)
+        return run
 
     def around(
         self, func: Callable[P, AbstractAsyncContextManager[T]], /, *args: P.args, **kwargs: P.kwargs
@@ -146,6 +151,17 @@ class Strategy(Layer):
     @abstractmethod
     def wrap(self, call_next: Runner) -> Runner:
         """Return a runner that runs `call_next`, as often and as long as this strategy sees fit."""
+
+    def wrap_around(
+        self,
+        call_next: Callable[..., Awaitable[Any]],
+        func: Callable[..., Any],  # noqa: ARG002 - the base has no use for it
+    ) -> Callable[..., Awaitable[Any]] | None:
+        """Return a coroutine function around `call_next`, both being called just as `func` is, which is decorated.
+
+        That spares frames, and is never needed: None (the default, unless what `wrap` returns will do) is as good.
+        """
+        return self.wrap(call_next) if hasattr(self.wrap, "passes_on") else None
 
     def wrap_blocking(self, call_next: BlockingRunner) -> BlockingRunner | None:  # noqa: ARG002 - the base has nothing to wrap
         """Return the same for a plain `def`, or None where that is not meaningful."""

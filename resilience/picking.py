@@ -14,7 +14,7 @@ from resilience.fusing import compose_blocking, compose_manager, compose_stream
 from resilience.layer import Layer, Strategy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from resilience.fusing import BlockingRunner, Composed, Runner
     from resilience.streaming import StreamRunner
@@ -74,6 +74,25 @@ class ByKey(Strategy):
             # A variable, so that the guard is held, not only its parts.
             guard = self._pick(func, args, kwargs)
             return await guard.call(call_next, func, args, kwargs)
+
+        return run
+
+    def wrap_around(
+        self, call_next: Callable[..., Awaitable[Any]], func: Callable[..., Any]
+    ) -> Callable[..., Awaitable[Any]]:
+        """Return the same for one function: where its argument is need not be asked on each call."""
+        guards = self._guards
+        key = self.key if self._argument is None else self._argument.of(func)
+
+        async def run(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+            # A variable, as above.
+            guard = guards[key(*args, **kwargs)]  # type: ignore[operator]
+            # As guard.call(), without the call.
+            try:
+                inside = guard._run_
+            except AttributeError:
+                inside = guard._compose()  # noqa: SLF001 - one family
+            return await inside(call_next, args, kwargs)
 
         return run
 
@@ -140,11 +159,25 @@ class _Argument:
         msg = f"{func!r} has no argument {self._name!r} by which to pick its guard"
         raise TypeError(msg)
 
+    def of(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function that is called as `func` is, and returns its value."""
+        place = self.place(func)
+        return lambda *args, **kwargs: self._found(place, func, args, kwargs)
+
     def value(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401 - it is the callee's
         """Return its value in a call with these arguments."""
+        return self._found(self.place(func), func, args, kwargs)
+
+    def _found(
+        self,
+        place: tuple[int | None, object],
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:  # noqa: ANN401 - it is the callee's
         if self._name in kwargs:
             return kwargs[self._name]
-        index, default = self.place(func)
+        index, default = place
         if index is not None and index < len(args):
             return args[index]
         if default is inspect.Parameter.empty:

@@ -25,7 +25,7 @@ from tests.resilience.sleepers import bulkhead
 from tests.resilience.support import Crew, settle
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 every_loop = pytest.mark.anyio
 
@@ -100,6 +100,25 @@ async def test_key_may_be_a_function_of_the_arguments() -> None:
     assert await client.get("b.example/1") == "b.example/1 1"
     with pytest.raises(RateLimitedError, match=r"^a\.example "):
         await client.get("a.example/2")
+
+
+@every_loop
+@pytest.mark.parametrize("key", ["host", lambda host: host], ids=["name", "function"])
+@pytest.mark.parametrize("decorated", [True, False])
+async def test_a_call_looks_its_key_up_when_it_is_awaited(key: str | Callable[..., str], *, decorated: bool) -> None:
+    """Not before; what is decorated, and what is called by the layer, find the same guard."""
+    keyed = one_each()
+    guard = keyed.layer(key=key)
+
+    async def work(host: str) -> str:
+        return host
+
+    run = guard(work) if decorated else (lambda host: guard.call(work, host))
+    coroutine = run("a")
+    assert "a" not in keyed
+    assert await coroutine == "a"
+    with pytest.raises(RateLimitedError):
+        await guard.call(work, "a")
 
 
 @every_loop
