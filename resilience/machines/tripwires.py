@@ -124,8 +124,8 @@ class Consecutive:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self.failures = 0
-        self.steady = True
+        self.failures: int = 0
+        self.steady: bool = True
 
     @property
     def blank(self) -> bool:
@@ -172,8 +172,8 @@ class Rate:
         self._least, self._of = share.as_integer_ratio()
         self._min_calls = min_calls
         self._slow_calls = slow_calls
-        self.failures = 0
-        self.slow = 0
+        self.failures: int = 0
+        self.slow: int = 0
 
     def _reached(self, calls: int) -> bool:
         """Tell whether so many calls of the window are enough, and those of them that are counted are too many."""
@@ -216,7 +216,7 @@ class RateOfCalls(Rate):
 
     def bad(self, now_ns: int, *, failed: bool, slow: bool) -> bool:  # noqa: ARG002 - the protocol's signature
         """Count a call that did not."""
-        self.steady = False
+        self.steady: bool = False
         self._newest = newest = self._newest + 1
         if self._bad and self._bad[0][0] + self._size <= newest:
             self._forget()
@@ -265,7 +265,7 @@ class RateOfTime(Rate):
         # What all of these come to. The rest of what is counted is of the slice that goes on, until `_ends_at`.
         self._finished = (0, 0, 0)
         self._ends_at: int | None = None
-        self.calls = 0
+        self.calls: int = 0
 
     @property
     def blank(self) -> bool:
