@@ -186,13 +186,16 @@ class RateOfCalls(Rate):
 
     __slots__ = ("_bad", "_newest", "_size", "steady")
 
+    failures: int
+    slow: int
+
     def __init__(self, size: int, share: Fraction, min_calls: int, *, slow_calls: bool) -> None:
         super().__init__(share, min_calls, slow_calls=slow_calls)
         self._size = size
         # Calls are numbered from 1. Those that went well need not be kept: they are the others.
         self._newest = 0
         self._bad: deque[tuple[int, bool, bool]] = deque()
-        self.steady = False
+        self.steady: bool = False
 
     @property
     def blank(self) -> bool:
@@ -216,7 +219,7 @@ class RateOfCalls(Rate):
 
     def bad(self, now_ns: int, *, failed: bool, slow: bool) -> bool:  # noqa: ARG002 - the protocol's signature
         """Count a call that did not."""
-        self.steady: bool = False
+        self.steady = False
         self._newest = newest = self._newest + 1
         if self._bad and self._bad[0][0] + self._size <= newest:
             self._forget()
@@ -255,6 +258,9 @@ class RateOfTime(Rate):
     __slots__ = ("_ends_at", "_finished", "_past", "_slice_ns", "_slices", "calls")
 
     steady = False
+
+    failures: int
+    slow: int
 
     def __init__(self, slice_ns: int, slices: int, share: Fraction, min_calls: int, *, slow_calls: bool) -> None:
         super().__init__(share, min_calls, slow_calls=slow_calls)
