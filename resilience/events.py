@@ -37,6 +37,7 @@ __all__ = [
     "StateChanged",
     "StormEnded",
     "StormStarted",
+    "Unshared",
     "announce",
     "calls_for",
     "subscribe",
@@ -130,6 +131,15 @@ class ChaosInjected:
     error: str | None = None
 
 
+@attrs.frozen(kw_only=True)
+class Unshared:
+    """A shared guard's server did not answer, so it decides as `on_store_error` says; `error` is what came instead."""
+
+    guard: str
+    on_store_error: str
+    error: str
+
+
 Event: TypeAlias = (
     StateChanged
     | Rejected
@@ -140,6 +150,7 @@ Event: TypeAlias = (
     | StormEnded
     | LimitChanged
     | ChaosInjected
+    | Unshared
 )
 
 

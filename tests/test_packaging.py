@@ -45,7 +45,12 @@ def test_the_wheel_holds_both_packages_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
 
-    expected = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.suffix in {".py", ".lua"}
+    }
     assert expected - names == set()
     assert {f"{package}/py.typed" for package in PACKAGES} - names == set()
     assert {name.split("/")[0] for name in names} == set(PACKAGES)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 import pytest
+import redis
 
 from tests.documents import PAGES, ROOT, blocks, commands
 
@@ -36,6 +37,13 @@ def pages_with(language: str) -> list[Path]:
     return [page for page in PAGES if any(block.language == language for block in blocks(page))]
 
 
+def empty_server(url: str) -> str:
+    """Empty the server, since the pages know what is there: nothing."""
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()
+    return url
+
+
 async def run(block: Block, page: Path, namespace: dict[str, object]) -> None:
     """Run one block: what must not run in an event loop in a thread, anything else here, awaits included."""
     # Lines are counted as on the page, so that a traceback points there.
@@ -53,10 +61,17 @@ async def run(block: Block, page: Path, namespace: dict[str, object]) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("page", pages_with("python"), ids=lambda page: page.stem)
 async def test_the_code_of_a_page_runs_and_prints_what_it_says(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path,
+    tmp_path: Path,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     """The blocks of a page run one after the other, as a reader would type them, in an empty folder."""
     monkeypatch.chdir(tmp_path)
+    if any("REDIS_URL" in block.code for block in blocks(page)):
+        monkeypatch.setenv("REDIS_URL", empty_server(request.getfixturevalue("redis_url")))
     namespace: dict[str, object] = {"__name__": "page"}
 
     for block in blocks(page):

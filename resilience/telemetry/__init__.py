@@ -17,6 +17,7 @@ from resilience.events import (
     StateChanged,
     StormEnded,
     StormStarted,
+    Unshared,
     subscribe,
 )
 
@@ -31,5 +32,6 @@ __all__ = [
     "StateChanged",
     "StormEnded",
     "StormStarted",
+    "Unshared",
     "subscribe",
 ]

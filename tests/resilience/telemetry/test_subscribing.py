@@ -23,6 +23,7 @@ from resilience import (
     Retry,
     StormGuard,
 )
+from resilience.redis import RedisRateLimiter, RedisStore
 from resilience.telemetry import (
     ChaosInjected,
     Event,
@@ -34,6 +35,7 @@ from resilience.telemetry import (
     StateChanged,
     StormEnded,
     StormStarted,
+    Unshared,
     subscribe,
 )
 from resilience.testing import Chaos, ManualClock
@@ -146,6 +148,16 @@ def _injecting() -> Scene:
     return chaos, act
 
 
+def _losing_the_server() -> Scene:
+    # Nobody listens on port 1.
+    limiter = RedisRateLimiter(RedisStore("redis://127.0.0.1:1"), 1.0, 1, name="api")
+
+    async def act() -> None:
+        assert await limiter.acquire()
+
+    return limiter, act
+
+
 SCENES: dict[type, Callable[[], Scene]] = {
     StateChanged: _tripping,
     Rejected: _refusing,
@@ -156,6 +168,7 @@ SCENES: dict[type, Callable[[], Scene]] = {
     StormEnded: _calming,
     LimitChanged: _learning,
     ChaosInjected: _injecting,
+    Unshared: _losing_the_server,
 }
 
 

@@ -1,0 +1,55 @@
+"""One shared guard of each kind, small enough to be at its end soon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from resilience import RejectedError
+from resilience.redis import RedisRateLimiter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from resilience.redis import RedisStore
+    from resilience.redis.shared import OnStoreError, SharedGuard
+
+#: How many calls each lets pass at once, without a failure among them; None: all.
+ROOM: dict[str, int | None] = {"limiter": 3}
+
+
+def make(kind: str, store: RedisStore, on_store_error: OnStoreError = "local") -> SharedGuard[Any]:
+    """Return a guard of that kind."""
+    return MAKERS[kind](store, on_store_error)
+
+
+def _limiter(store: RedisStore, on_store_error: OnStoreError) -> RedisRateLimiter:
+    return RedisRateLimiter(store, 0.001, 3, name="guard", on_store_error=on_store_error)
+
+
+MAKERS: dict[str, Callable[[RedisStore, OnStoreError], SharedGuard[Any]]] = {"limiter": _limiter}
+each_kind = pytest.mark.parametrize("kind", MAKERS)
+each_mode = pytest.mark.parametrize("mode", ["local", "admit", "reject"])
+
+
+async def _work() -> None:
+    """Do nothing, well."""
+
+
+def passes_plainly(guard: SharedGuard[Any]) -> bool:
+    """Make a call through a guard in plain code; tell whether it ran."""
+    try:
+        with guard:
+            return True
+    except RejectedError:
+        return False
+
+
+async def passes(guard: SharedGuard[Any]) -> bool:
+    """Make a call through a guard; tell whether it ran."""
+    try:
+        await guard.call(_work)
+    except RejectedError:
+        return False
+    return True

@@ -1,0 +1,57 @@
+"""The laws of the guards across processes that are really several, on both event loops."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.resilience.redis.several import run_several
+from tests.resilience.support import assert_caught
+
+if TYPE_CHECKING:
+    from tests.resilience.redis.several import Call
+
+pytestmark = pytest.mark.redis
+
+#: Three processes with ten tasks each, one of them on trio.
+PLAN: list[dict[str, Any]] = [
+    {"for": 0.7, "tasks": 10, "pause": 0.002},
+    {"for": 0.7, "tasks": 10, "pause": 0.002},
+    {"for": 0.7, "tasks": 10, "pause": 0.002, "backend": "trio"},
+]
+
+
+def assert_bounded(calls: list[Call], capacity: float, rate: float) -> None:
+    """Assert that no interval has more calls that were asked and answered in it than the terms allow."""
+    ran = sorted((call for call in calls if call.ran), key=lambda call: call.answered_at)
+    starts = sorted(call.asked_at for call in ran)
+    for start in starts[:: max(1, len(starts) // 200)]:
+        inside = 0
+        for call in ran:
+            if call.asked_at >= start:
+                inside += 1
+                assert inside <= capacity + rate * (call.answered_at - start) / 1e9
+
+
+def law_rl1(kind: str, url: str, prefix: str, max_wait: float) -> None:
+    """RL1: all processes together admit what one bucket does, in any interval, and no less over the whole of it."""
+    terms = {"rate": 200.0, "capacity": 20, "max_wait": max_wait}
+    calls = run_several(kind, url, prefix, terms=terms, plan=PLAN)
+    assert_bounded(calls, 20, 200)
+    ran = sum(call.ran for call in calls)
+    # How much comes in depends on how slow the machine is; something does.
+    assert ran > 20
+    assert max_wait or any(not call.ran for call in calls)
+
+
+@pytest.mark.parametrize("max_wait", [0.0, 10.0])
+def test_processes_share_one_bucket(redis_url: str, prefix: str, max_wait: float) -> None:
+    """RL1, RL12: whether they are refused or wait for their turns."""
+    law_rl1("limiter", redis_url, prefix, max_wait)
+
+
+def test_processes_that_share_nothing_are_seen(redis_url: str, prefix: str) -> None:
+    """RL1: a limiter in each process lets three times as much pass."""
+    assert_caught(partial(law_rl1, "local limiter", redis_url, prefix, 0.0))
