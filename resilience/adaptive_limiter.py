@@ -46,6 +46,9 @@ def timed_out(exception: Exception) -> bool:
 
 _DEFAULT = Gradient2()
 
+# Looked up once: an attribute of an enum costs as much as a lock.
+_SUCCESS, _FAILURE = Verdict.SUCCESS, Verdict.FAILURE
+
 
 class AdaptiveLimiter(QueueingGuard):
     """Let as many calls run at a time as the callee can bear, which is learnt from their latency.
@@ -73,6 +76,7 @@ class AdaptiveLimiter(QueueingGuard):
 
     __slots__ = (
         "_cancelled",
+        "_clock_ns",
         "_failed",
         "_ignored",
         "_is_failure",
@@ -104,6 +108,7 @@ class AdaptiveLimiter(QueueingGuard):
                 msg = f"{argument} must be callable, not {value!r}"
                 raise ValueError(msg)
         super().__init__(algorithm.initial_limit, max_queue=max_queue, max_wait=max_wait, name=name, clock=clock)
+        self._clock_ns = self.clock.monotonic_ns
         self.algorithm: LimitAlgorithm = algorithm
         self._machine = algorithm.start()
         self._is_failure = is_failure
@@ -147,39 +152,54 @@ class AdaptiveLimiter(QueueingGuard):
         return self._admit(now_ns, WHOLE)
 
     def _admit(self, now_ns: int | None, share: Fraction) -> Permit | NotUntil:
-        contended = self._lock.locked()
-        with self._section:
-            if contended:
-                self._contended += 1
+        permits = self._permits
+        if not self._try_lock(False):  # noqa: FBT003 - a keyword costs a third of it
+            self._wait_for_lock()
+        try:
             # Before anything is taken: what a clock raises takes nothing with it.
-            line_ns = self._line.at_reading(now_ns, self.clock.monotonic_ns)
-            if not self._permits.take_within(share):
-                return NotUntil(None)
-            self._admitted += 1
-            return _Admission(self, line_ns, self._permits.in_use)
+            line_ns = self._line.at_reading(now_ns, self._clock_ns)
+            admitted = permits.take() if share is WHOLE else permits.take_within(share)
+            self._admitted += admitted
+            in_use = permits.in_use
+        finally:
+            self._unlock()
+        if self._pending:
+            self._after()
+        return _Admission(self, line_ns, in_use) if admitted else NotUntil(None)
 
     def _permit(self) -> Permit:
-        return _Admission(self, self._line.at(self.clock.monotonic_ns()), self._permits.in_use)
+        return _Admission(self, self._line.at(self._clock_ns()), self._permits.in_use)
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:
         """Learn from how a call ended, and give its permit back: to whoever is next, if anybody waits."""
-        with self._section:
-            if permit.settled:
-                return
-            now_ns = self._line.at(self.clock.monotonic_ns())
-            permit.generation = SETTLED
-            if verdict is Verdict.SUCCESS or verdict is Verdict.FAILURE:
-                dropped = verdict is Verdict.FAILURE
-                self._failed += dropped
-                self._succeeded += not dropped
-                self._learn(cast("_Admission", permit), now_ns, dropped=dropped)
-            else:
-                self._ignored += verdict is Verdict.IGNORED
-                self._cancelled += verdict is Verdict.CANCELLED
-            self._hand_on()
+        if not self._try_lock(False):  # noqa: FBT003 - a keyword costs a third of it
+            self._wait_for_lock()
+        try:
+            if permit.generation != SETTLED:
+                now_ns = self._line.at(self._clock_ns())
+                permit.generation = SETTLED
+                if verdict is _SUCCESS:
+                    self._succeeded += 1
+                    self._learn(permit, now_ns, dropped=False)
+                elif verdict is _FAILURE:
+                    self._failed += 1
+                    self._learn(permit, now_ns, dropped=True)
+                else:
+                    self._ignored += verdict is Verdict.IGNORED
+                    self._cancelled += verdict is Verdict.CANCELLED
+                self._hand_on()
+        finally:
+            self._unlock()
+        if self._pending:
+            self._after()
 
-    def _learn(self, permit: _Admission, now_ns: int, *, dropped: bool) -> None:
+    def settle_result(self, permit: Permit, result: object) -> None:
+        """Settle by the result that a call ended with."""
+        self.settle(permit, _SUCCESS if self._is_failure_result is None else self._judge(permit, result))
+
+    def _learn(self, permit: Permit, now_ns: int, *, dropped: bool) -> None:
         """Move the limit; the permits that it gains are handed out with the one that comes back. The lock is held."""
+        assert isinstance(permit, _Admission)  # noqa: S101 - it has no others
         old = self._permits.limit
         new = self._machine.record(permit.started_ns, now_ns, permit.in_flight, dropped=dropped)
         if new != old:
@@ -222,7 +242,8 @@ class _Admission(Permit):
     __slots__ = ("in_flight", "started_ns")
 
     def __init__(self, guard: AdaptiveLimiter, started_ns: int, in_flight: int) -> None:
-        super().__init__(guard)
+        self.guard = guard
+        self.generation = 0
         self.started_ns = started_ns
         self.in_flight = in_flight
 

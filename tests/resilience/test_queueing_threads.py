@@ -198,36 +198,24 @@ def test_permit_of_a_call_that_is_closed_inside_a_critical_section_comes_back_wi
 
 
 @every_kind
-def test_found_lock_is_counted(kind: Kind) -> None:
-    """An admission that finds the lock taken says so."""
+@pytest.mark.parametrize("settles", [False, True])
+def test_found_lock_is_counted(kind: Kind, *, settles: bool) -> None:
+    """An admission, or a settlement, that finds the lock taken says so."""
     guard = make(kind, 1)
+    permit = guard.try_admit() if settles else None
     lock, found = guard._lock, threading.Event()
 
-    class Watched:
-        """The lock, which tells when it is found taken; guards ask it one way or the other."""
-
-        def locked(self) -> bool:
+    def acquire(*blocking: bool) -> bool:
+        acquired = lock.acquire(*blocking)
+        if not acquired:
             found.set()
-            return True
+        return acquired
 
-        def acquire(self, *blocking: bool) -> bool:
-            acquired = lock.acquire(*blocking)
-            if not acquired:
-                found.set()
-            return acquired
-
-        def __enter__(self) -> None:
-            lock.acquire()
-
-        def __exit__(self, *error: object) -> None:
-            lock.release()
-
-    watched = Watched()
-    guard._lock = watched  # type: ignore[assignment]
-    guard._try_lock = watched.acquire  # type: ignore[assignment]
+    guard._try_lock = acquire  # type: ignore[assignment]
     with lock:
-        thread = threading.Thread(target=guard.try_admit)
+        thread = threading.Thread(target=guard.try_admit if permit is None else permit.success)
         thread.start()
         found.wait()
     thread.join()
     assert guard.statistics().contended == 1
+    assert guard.statistics().in_use == (not settles)
