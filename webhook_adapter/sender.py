@@ -138,7 +138,7 @@ class Sender:
             failure=failure,
             error=error,
             retry_after=retry_after,
-            response_body=received.body if status is not None else b"",
+            response_body=bytes(received.body) if status is not None else b"",
         )
 
     def _target_uncached(self, url: str, headers: tuple[tuple[str, str], ...]) -> Target:

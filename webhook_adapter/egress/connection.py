@@ -174,7 +174,7 @@ class Connection(asyncio.Protocol):
         """Return what has come of the body since the last time."""
         received = self._received
         piece, received.body = received.body, b""
-        return piece
+        return bytes(piece)
 
     def abort(self) -> None:
         """Close the connection, whatever is on its way."""
@@ -285,14 +285,10 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, piece: bytes) -> None:
         """A part of the body has come."""
-        received = self._received
-        if self.complete:
-            return
-        if self._piecewise:
-            received.body += piece
-            self._wasted_left += _WASTED_PER_BYTE * len(piece)
-        elif len(received.body) < received.cap:
-            received.body = (received.body + piece)[: received.cap]
+        if not self.complete:
+            self._received.add(piece)
+            if self._piecewise:
+                self._wasted_left += _WASTED_PER_BYTE * len(piece)
 
     def on_message_complete(self) -> None:
         """A response has ended."""

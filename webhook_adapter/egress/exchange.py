@@ -79,10 +79,24 @@ class Received:
         body: as far as it has come, and at most `cap` bytes.
     """
 
+    # A body that comes in one piece is that piece. One that comes in many is not copied for each of them: a receiver
+    # that sends chunks of one byte would have us copy half the square of their number.
+
     cap: int
     status_code: int | None = None
     headers: Sequence[Header] = ()
-    body: bytes = b""
+    body: bytes | bytearray = b""
+
+    def add(self, piece: bytes) -> None:
+        """Add what is still wanted of a further piece of the body."""
+        body = self.body
+        wanted = piece[: self.cap - len(body)]
+        if not body:
+            self.body = wanted
+        elif isinstance(body, bytearray):
+            body += wanted
+        else:
+            self.body = bytearray(body) + wanted
 
     def header(self, name: bytes) -> str | None:
         """Return the value of the first header of that name, in lower case; None if there is none."""
@@ -141,12 +155,11 @@ class _HttpxExchange:
 
 async def _read(stream: httpx.AsyncByteStream, received: Received) -> None:
     """Read the body to its end or to the cap, whichever comes first, so that what was read is never lost."""
-    cap = received.cap
     chunks = aiter(stream)
     try:
         async for chunk in chunks:
-            received.body = (received.body + chunk)[:cap]
-            if len(received.body) >= cap:
+            received.add(chunk)
+            if len(received.body) >= received.cap:
                 break
     finally:
         close = getattr(chunks, "aclose", None)

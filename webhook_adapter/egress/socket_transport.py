@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import sys
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
@@ -96,7 +97,7 @@ class SocketTransport(httpx.AsyncBaseTransport):
             except TimeoutError as exc:
                 raise httpx.ConnectTimeout("connecting took too long") from exc
         reading = _Reading(connection, self._put_back, timeouts.get("read"))
-        received = Received(cap=0)
+        received = Received(cap=sys.maxsize)
         try:
             connection.begin(wire, received, piecewise=True, bodiless=request.method == "HEAD")
             while received.status_code is None:
