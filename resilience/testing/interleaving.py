@@ -41,6 +41,7 @@ from resilience.testing.seeded_asyncio import SeededLoop
 from resilience.testing.virtual_time import VirtualTime
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Awaitable, Callable, Iterable, Iterator
     from typing import TypeAlias
 
@@ -376,11 +377,32 @@ class Threads:
 
 
 class _ThreadLoop(SeededLoop):
-    """A seeded loop that waits for other threads, where one that is alone would be in a deadlock."""
+    """A seeded loop that waits for other threads, where one that is alone would be in a deadlock.
+
+    Only `call_soon_threadsafe` may be called by these: to what else they call a real loop that sleeps would not wake.
+    """
 
     def __init__(self, recorder: Recorder, time: VirtualTime, threads: Threads) -> None:
         super().__init__(recorder, time, starving=False)
         self._threads = threads
+
+    def call_soon(self, callback: Callable[..., object], *args: object, context: object = None) -> asyncio.Handle:
+        """Call back soon; RuntimeError in another thread."""
+        self._check_thread()  # type: ignore[attr-defined]
+        return super().call_soon(callback, *args, context=context)  # type: ignore[arg-type]
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: object, context: object = None
+    ) -> asyncio.TimerHandle:
+        """Call back then; RuntimeError in another thread."""
+        self._check_thread()  # type: ignore[attr-defined]
+        return super().call_at(when, callback, *args, context=context)  # type: ignore[arg-type]
+
+    def call_soon_threadsafe(
+        self, callback: Callable[..., object], *args: object, context: object = None
+    ) -> asyncio.Handle:
+        """Call back soon, whoever asks."""
+        return super().call_soon(callback, *args, context=context)  # type: ignore[arg-type]
 
     def _wait(self, due_ns: int | None) -> None:
         self._threads._park(lambda: bool(self._ready), due_ns)  # type: ignore[attr-defined] # noqa: SLF001 - its own other half

@@ -344,6 +344,29 @@ def test_a_loop_that_nobody_wakes_is_a_deadlock() -> None:
         run(scenario, watch=[Counter])
 
 
+def test_a_loop_is_called_by_other_threads_in_the_one_way_that_wakes_it() -> None:
+    """What a loop that sleeps would not notice is refused, as asyncio does in its debug mode."""
+
+    def scenario(threads: Threads, name: str) -> None:
+        loops: list[asyncio.AbstractEventLoop] = []
+
+        async def wait() -> None:
+            loops.append(asyncio.get_running_loop())
+            await asyncio.sleep(1)
+
+        def call() -> None:
+            SystemClock().sleep_blocking(0.5)
+            getattr(loops[0], name)(*[0] * (name == "call_later"), print)
+
+        threads.start_loop(wait)
+        threads.start(call)
+        threads.join()
+
+    for name in ("call_soon", "call_later"):
+        with pytest.raises(RuntimeError, match="Non-thread-safe operation"):
+            run(functools.partial(scenario, name=name), watch=[Counter])
+
+
 def test_nothing_is_left_behind() -> None:
     """A run that is given up ends its threads, its loops and their tasks: nothing has anything to say later."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import attrs
 import pytest
 
 from resilience import CircuitBreaker, CircuitState, Permit, circuit_breaker, events
-from resilience.fusing import SETTLED
+from resilience.events import EventQueue, Section
 from resilience.testing import Model, Operation
 from tests.proof.threaded import World, linearizable, unlocked
 from tests.resilience.support import assert_caught
@@ -232,31 +232,33 @@ class LooksFirst(CircuitBreaker):
 
 
 class ComparesFirst(CircuitBreaker):
-    """A mutant: whether an outcome is of this generation is looked at before the lock is taken."""
+    """A mutant: an outcome is compared with the generation before the lock is taken, and then counts as of this one."""
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:
         if permit.generation == self._machine.generation:
-            with self._section:
-                permit.generation = self._machine.generation
-                self._record(permit, verdict, self._line.at(self.clock.monotonic_ns()))
-                permit.generation = SETTLED
-        else:
-            super().settle(permit, verdict)
+            permit.generation = self._machine.generation
+        super().settle(permit, verdict)
+
+
+class EverybodyDrains(EventQueue):
+    """Whoever finds events delivers them."""
+
+    __slots__ = ()
+
+    def drain(self) -> None:
+        while self.pending:
+            for call in self.pending.popleft():
+                call()
 
 
 class TellsAtOnce(CircuitBreaker):
-    """A mutant: each thread tells of its own changes, when it has left the lock, instead of one drainer of all."""
+    """A mutant: each thread tells of what has changed, when it has left the lock, instead of one drainer at a time."""
 
-    def settle(self, permit: Permit, verdict: Verdict) -> None:
-        with self._lock:
-            if permit.generation == SETTLED:
-                return
-            self._record(permit, verdict, self._line.at(self.clock.monotonic_ns()))
-            permit.generation = SETTLED
-            calls = list(self._pending)
-            self._pending.clear()
-        for call in itertools.chain.from_iterable(calls):
-            call()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the breaker's
+        super().__init__(*args, **kwargs)
+        self._events = EverybodyDrains()
+        self._pending = self._events.pending
+        self._section = Section(self._lock, self._events)
 
 
 @pytest.mark.parametrize(
