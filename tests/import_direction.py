@@ -101,6 +101,7 @@ RULES = (
         package="webhook_adapter",
         order=(
             ("ids",),
+            ("crew",),
             ("model",),
             ("settings",),
             ("signing",),

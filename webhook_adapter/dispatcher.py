@@ -19,6 +19,7 @@ It knows the store and the sender, which do not know each other.
 from __future__ import annotations
 
 import collections
+import functools
 import logging
 import math
 import random as random_module
@@ -28,18 +29,20 @@ from typing import TYPE_CHECKING
 import anyio
 import attrs
 
-from resilience import AsyncGuardedDeque, CircuitState, RejectedError
+from resilience import CircuitState, RejectedError
 from resilience.parking import Waiter, async_waiter
 from webhook_adapter import lifecycle
+from webhook_adapter.crew import Crew
 from webhook_adapter.guards import EndpointGuards, Guards, fair_room
 from webhook_adapter.model import AttemptOutcome, FailureKind
-from webhook_adapter.store import Claim, Release, Store, StoreClosedError, StoreUnavailableError
+from webhook_adapter.store import Claim, Release, Settlement, Store, StoreClosedError, StoreUnavailableError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anyio.abc import TaskGroup
 
     from resilience import Clock
-    from webhook_adapter.model import Attempt
     from webhook_adapter.sender import Sender
     from webhook_adapter.settings import Settings
 
@@ -105,12 +108,12 @@ class _Room:
 
     Attributes:
         capacities: by endpoint id; the others have as much as anyone at rest.
-        opens_in: in how many seconds the first guard of those that have none may let something through.
+        ahead: how many more to claim for those that are full, by endpoint id.
         limited: how many have none for want of a token.
     """
 
     capacities: dict[str, int]
-    opens_in: float
+    ahead: dict[str, int]
     limited: int
 
 
@@ -157,8 +160,8 @@ class Dispatcher:
         self._woken = False
         self._stopping = False
         self._done: anyio.Event | None = None
-        self._work: AsyncGuardedDeque[tuple[Claim, EndpointGuards]] = AsyncGuardedDeque(name="deliveries")
-        self._free_workers = 0
+        # Outcomes that wait to be recorded together, in the next turn of the event loop.
+        self._outcomes: list[Settlement] = []
         # How many are leased, but for those that wait for their endpoint's turn: what is or may be in flight.
         self._sending = 0
         self._active = 0
@@ -226,19 +229,21 @@ class Dispatcher:
         self._sleeper = async_waiter()
         try:
             async with anyio.create_task_group() as tasks:
+                self._crew = Crew(tasks, self._clock)
                 while not self._stopping:
                     self._woken = False
                     # Who asks while a pass is under way may have accepted something that it has not seen.
                     idle = list(self._idle)
                     try:
-                        pause = await self._pass(tasks, idle)
+                        pause = await self._pass(idle)
                     except StoreUnavailableError as error:
                         logger.warning("nothing can be claimed: %s", error)
                         pause = error.retry_after
                     if pause > 0 and not self._woken and not self._stopping:
                         await self._sleeper.wait(self._clock, int(pause * _NANOSECONDS))
-                self._work.close()
+                await self._give_back_ready()
                 await self._drain(tasks)
+                self._crew.dismiss()
         except* StoreClosedError:
             logger.warning("the store was closed under the dispatcher")
         finally:
@@ -247,7 +252,7 @@ class Dispatcher:
             for waiter in list(self._idle):
                 waiter.wake()
 
-    async def _pass(self, tasks: TaskGroup, idle: list[Waiter]) -> float:
+    async def _pass(self, idle: list[Waiter]) -> float:
         """Claim what there is room for and start on it; return for how many seconds there is nothing more to do."""
         now = self._wall()
         if now >= self._next_recovery:
@@ -258,47 +263,41 @@ class Dispatcher:
             return _LOOK_AROUND
         if now >= self._next_pruning:
             await self._prune(now)
-        free = self._settings.max_concurrent - self._sending
-        if free <= 0:
-            return _LOOK_AROUND
+        free = max(0, self._settings.max_concurrent - self._sending)
         room = self._room(now, free)
         self._limited += room.limited
-        # Not all that is free at once: as much as one endpoint may have depends on what is left when others have some.
-        limit = min(free - free // 4, _BATCH)
-        claims = await self._store.claim(
+        if not free and not room.ahead:
+            return _LOOK_AROUND
+        claimed = await self._store.claim(
             now=now,
-            limit=limit,
+            # Not all that is free: as much as one endpoint may have depends on what is left when others have some.
+            limit=min(free - free // 4, _BATCH),
             lease_for=self._settings.lease_for,
-            endpoint_limit=fair_room(0, self._settings.endpoint_max_concurrent, free),
+            endpoint_limit=max(1, fair_room(0, self._settings.endpoint_max_concurrent, free)),
             capacities=room.capacities,
+            ahead=room.ahead,
         )
-        for claim in claims:
-            guards = self.guards.of(claim.endpoint)
-            self._sending += guards.leased < guards.bulkhead.max_concurrent
-            guards.leased += 1
-            self._active += 1
-            if self._free_workers:
-                self._free_workers -= 1
-                self._work.append_nowait((claim, guards))
-            else:
-                tasks.start_soon(self._work_on, claim, guards)
-        if len(claims) == limit:
-            # There may be more; if there is no room for it, what ends wakes us.
+        for claim in claimed.claims:
+            self._begin(claim)
+        due_at = claimed.next_due_at
+        left = math.inf if due_at is None else due_at - self._wall()
+        if left <= 0 and claimed.claims:
             return 0.0
-        return await self._pause(idle)
+        if due_at is None and idle and not self._active:
+            await self._tell_if_idle(idle)
+        # What is due and was not to be had was written a moment ago, or is behind what is in flight, which wakes us.
+        return min(_LOOK_AROUND, self._opens_in(), left if left > 0 else 2 * _SOON)
 
-    async def _pause(self, idle: list[Waiter]) -> float:
-        """Return how long there will be nothing to claim; tell those who wait for that if all is done."""
-        room = self._room(self._wall(), self._settings.max_concurrent - self._sending)
-        full = [endpoint_id for endpoint_id, capacity in room.capacities.items() if capacity == 0]
-        due_at = await self._store.next_due_at(exclude=full)
-        if due_at is None:
-            if idle and not self._active:
-                await self._tell_if_idle(idle)
-            return min(_LOOK_AROUND, room.opens_in)
-        left = due_at - self._wall()
-        # Due, and yet not claimed: behind what is in flight, which wakes us, or written a moment ago.
-        return min(_LOOK_AROUND, room.opens_in, left if left > 0 else 2 * _SOON)
+    def _begin(self, claim: Claim) -> None:
+        """Put a claim behind the others of its endpoint, with one more to send them while there may be more."""
+        guards = self.guards.of(claim.endpoint)
+        self._sending += guards.leased < guards.bulkhead.max_concurrent
+        guards.leased += 1
+        self._active += 1
+        guards.ready.append(claim)
+        if guards.senders < guards.bulkhead.max_concurrent:
+            guards.senders += 1
+            self._crew.start(functools.partial(self._send_to, guards))
 
     async def _tell_if_idle(self, idle: list[Waiter]) -> None:
         """Wake those who wait for it if nothing is pending behind a guard, and no other process has anything."""
@@ -312,18 +311,27 @@ class Dispatcher:
     def _room(self, now: float, free: int) -> _Room:
         """Return how much each endpoint that is not at rest has room for."""
         capacities: dict[str, int] = {}
-        opens_in = math.inf
+        ahead: dict[str, int] = {}
         limited = 0
         for endpoint_id, guards in self.guards.restless(now):
-            capacity = guards.capacity(now, free=free)
-            capacities[endpoint_id] = capacity
+            capacities[endpoint_id] = capacity = guards.capacity(now, free=free)
             if capacity:
                 continue
-            limited += guards.spent
+            if more := guards.ahead(now):
+                ahead[endpoint_id] = more
+            else:
+                limited += guards.spent
+        return _Room(capacities, ahead, limited)
+
+    def _opens_in(self) -> float:
+        """Return in how many seconds the first guard of those that let nothing through may do so again."""
+        now = self._wall()
+        opens_in = math.inf
+        for _, guards in self.guards.restless(now):
             ready_in = guards.ready_in(now, behind=guards.waiting)
             if ready_in > 0:
                 opens_in = min(opens_in, max(ready_in, _SOON))
-        return _Room(capacities, opens_in, limited)
+        return opens_in
 
     async def _prune(self, now: float) -> None:
         """Delete some of what is older than it is to be kept; what is left comes with the next pass."""
@@ -342,51 +350,43 @@ class Dispatcher:
             logger.warning("%d attempts did not end within the grace period and are given back", self._active)
             tasks.cancel_scope.cancel()
 
-    async def _work_on(self, claim: Claim, guards: EndpointGuards) -> None:
-        """Make one delivery after the other: a task that waits for more is cheaper than a new one for each."""
-        while True:
-            await self._deliver(claim, guards)
-            self._free_workers += 1
-            try:
-                claim, guards = await self._work.popleft()
-            except anyio.ClosedResourceError:
-                return
+    async def _send_to(self, guards: EndpointGuards) -> None:
+        """Make one delivery after the other while there are any: the next one costs no new task, and no waiting."""
+        try:
+            while guards.ready:
+                claim = guards.ready.popleft()
+                if len(guards.ready) == guards.lookahead // 2:
+                    self.wake()
+                await self._deliver(claim, guards)
+        finally:
+            guards.senders -= 1
 
     # -- one delivery -----------------------------------------------------------------------------------------------
 
     async def _deliver(self, claim: Claim, guards: EndpointGuards) -> None:
-        known = False
+        refused = [claim]
         try:
-            try:
-                outcome = await guards.policy.call(self._attempt, claim, guards)
-            except _NotNowError as refusal:
-                await self._give_back(claim, after=refusal.after)
-                return
-            except RejectedError as rejected:
-                self._rejected += 1
-                await self._give_back(claim, after=max(rejected.retry_after or 0.0, guards.ready_in(self._wall())))
-                return
-            except Exception as error:  # noqa: BLE001 - a transport may be anybody's; it is logged and costs an attempt
-                outcome = self._broken(error)
-            known = True
-            self._settled(guards)
-            await self._record(claim, guards, outcome)
-        except StoreClosedError:
-            logger.warning("delivery %s ended after the store had been closed", claim.delivery.id)
+            outcome = await guards.policy.call(self._attempt, claim, guards)
+        except _NotNowError as refusal:
+            after = refusal.after
+        except RejectedError as rejected:
+            self._rejected += 1
+            after = max(rejected.retry_after or 0.0, guards.ready_in(self._wall()))
+            # What waits behind it would fare no better.
+            refused += guards.ready
+            guards.ready.clear()
+        except Exception as error:  # noqa: BLE001 - a transport may be anybody's; it is logged and costs an attempt
+            self._ended(guards, claim, self._broken(error))
+            return
         except BaseException:
-            if not known:
-                # Given back at once rather than when the lease ends; only this is shielded, and briefly.
-                with anyio.move_on_after(_RELEASE_WITHIN, shield=True):
-                    await self._give_back(claim, after=0.0)
+            # Given back at once rather than when the lease ends; only this is shielded, and briefly.
+            with anyio.move_on_after(_RELEASE_WITHIN, shield=True):
+                await self._give_back(refused, guards, after=0.0)
             raise
-        finally:
-            if not known:
-                self._settled(guards)
-            self._active -= 1
-            if not self._active:
-                self.wake()
-                if self._done is not None:
-                    self._done.set()
+        else:
+            self._ended(guards, claim, outcome)
+            return
+        await self._give_back(refused, guards, after=after)
 
     async def _attempt(self, claim: Claim, guards: EndpointGuards) -> AttemptOutcome:
         now = self._wall()
@@ -426,8 +426,10 @@ class Dispatcher:
             response_body=b"",
         )
 
-    async def _record(self, claim: Claim, guards: EndpointGuards, outcome: AttemptOutcome) -> None:
-        """Record an outcome, waiting for the database if need be, as long as the lease lasts."""
+    def _ended(self, guards: EndpointGuards, claim: Claim, outcome: AttemptOutcome) -> None:
+        """Judge an outcome, and have it recorded."""
+        self._settled(guards)
+        guards.lasted(outcome.duration)
         if outcome.succeeded:
             self._succeeded += 1
         else:
@@ -443,31 +445,57 @@ class Dispatcher:
             u=self._random.random(),
             expires_at=claim.delivery.expires_at,
         )
-        blocked_until = self._blocked_until(guards, outcome, now)
+        self._outcomes.append(Settlement(claim, outcome, judgement, now, self._blocked_until(guards, outcome, now)))
+        if len(self._outcomes) == 1:
+            self._crew.start(self._record)
+
+    async def _record(self) -> None:
+        """Record the outcomes that there are, waiting for the database if need be, as long as their leases last."""
+        settlements, self._outcomes = self._outcomes, []
+        count = len(settlements)
         waiting = False
-        attempt: Attempt | None = None
         try:
-            while True:
+            while settlements:
                 try:
-                    attempt = await self._store.record(
-                        claim, outcome, judgement, now=self._wall(), blocked_until=blocked_until
-                    )
-                    break
+                    attempts = await self._store.record(settlements)
                 except StoreUnavailableError as error:
                     if not waiting:
                         waiting = True
                         self._unrecorded += 1
-                        logger.warning("an outcome cannot be recorded, nothing is claimed until it is: %s", error)
-                    if claim.delivery.lease_until is None or self._wall() >= claim.delivery.lease_until:
-                        logger.warning("delivery %s lost its lease before its outcome was recorded", claim.delivery.id)
-                        return
-                    await self._clock.sleep(error.retry_after)
+                        logger.warning("outcomes cannot be recorded, nothing is claimed until they are: %s", error)
+                    settlements = self._still_leased(settlements)
+                    if settlements:
+                        await self._clock.sleep(error.retry_after)
+                else:
+                    self._stale += attempts.count(None)
+                    break
+        except StoreClosedError:
+            logger.warning("%d attempts ended after the store had been closed", len(settlements))
         finally:
             if waiting:
                 self._unrecorded -= 1
                 self.wake()
-        if attempt is None:
-            self._stale += 1
+            self._over(count)
+
+    def _still_leased(self, settlements: list[Settlement]) -> list[Settlement]:
+        """Return those that may still be recorded, as of now."""
+        now = self._wall()
+        left = []
+        for each in settlements:
+            delivery = each.claim.delivery
+            if delivery.lease_until is None or now >= delivery.lease_until:
+                logger.warning("delivery %s lost its lease before its outcome was recorded", delivery.id)
+            else:
+                left.append(attrs.evolve(each, now=now))
+        return left
+
+    def _over(self, count: int) -> None:
+        """Note that this process has nothing more to do with so many deliveries."""
+        self._active -= count
+        if not self._active:
+            self.wake()
+            if self._done is not None:
+                self._done.set()
 
     def _blocked_until(self, guards: EndpointGuards, outcome: AttemptOutcome, now: float) -> float | None:
         """Return until when the endpoint is to be left alone, if at all."""
@@ -478,12 +506,27 @@ class Dispatcher:
             return now + guards.breaker.retry_after()
         return None
 
-    async def _give_back(self, claim: Claim, *, after: float) -> None:
+    async def _give_back(self, claims: Sequence[Claim], guards: EndpointGuards, *, after: float) -> None:
+        """Give leases of an endpoint back, due again after so many seconds."""
         now = self._wall()
         try:
-            await self._store.release([Release(claim, now + after)], now=now)
+            await self._store.release([Release(claim, now + after) for claim in claims], now=now)
         except StoreUnavailableError as error:
-            logger.warning("a lease could not be given back, and ends by itself: %s", error)
+            logger.warning("%d leases could not be given back, and end by themselves: %s", len(claims), error)
+        except StoreClosedError:
+            logger.warning("%d leases were not given back before the store was closed", len(claims))
+        finally:
+            for _ in claims:
+                self._settled(guards)
+            self._over(len(claims))
+
+    async def _give_back_ready(self) -> None:
+        """Give back what has been claimed and not begun."""
+        for _, guards in self.guards.restless(self._wall()):
+            claims = list(guards.ready)
+            guards.ready.clear()
+            if claims:
+                await self._give_back(claims, guards, after=0.0)
 
     def _on_transition(self, endpoint_id: str, old: CircuitState, new: CircuitState) -> None:
         self._transitions[old.value, new.value] += 1

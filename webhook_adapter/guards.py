@@ -8,11 +8,12 @@ of who is slow, and what a busy endpoint may have grows again by itself when oth
 
 Rules of this module: what the guards would refuse is not claimed in the first place; `capacity` says how much may be.
 The guards of an endpoint live as long as the process, whatever becomes of its configuration, so that neither a
-circuit's state nor a spent rate is forgotten by an update. It knows no store and sends nothing.
+circuit's state nor a spent rate is forgotten by an update. It asks no store and sends nothing.
 """
 
 from __future__ import annotations
 
+import collections
 import math
 import threading
 from typing import TYPE_CHECKING
@@ -29,12 +30,17 @@ if TYPE_CHECKING:
     from resilience import Clock
     from webhook_adapter.model import Endpoint
     from webhook_adapter.settings import Settings
+    from webhook_adapter.store import Claim
 
 __all__ = ["EndpointGuards", "Guards", "fair_room"]
 
-# How much more is leased than may be sent at once, so that the next delivery is there when a permit comes back.
-_AHEAD = 2
 _SHARE = 2
+# What is leased ahead, so that the next delivery is there when one ends: as much as is sent within so many seconds, at
+# the pace of late, but as many as can be sent at once at least, and no more than this.
+_AHEAD_SECONDS = 0.05
+_MOST_AHEAD = 200
+# The weight of the last attempt in what attempts are taken to last.
+_WEIGHT = 1 / 16
 
 
 @attrs.define(eq=False)
@@ -45,15 +51,21 @@ class EndpointGuards:
     bulkhead: Bulkhead
     limiter: RateLimiter | None
     policy: Policy
+    ready: collections.deque[Claim] = attrs.field(factory=collections.deque)
+    """What has been claimed and not begun: whoever ends an attempt takes the next from here."""
+    senders: int = 0
+    """How many tasks send to this endpoint, one delivery after the other; never more than the bulkhead admits."""
     leased: int = 0
     """Deliveries of this endpoint that this process has claimed and not settled."""
     begun: int = 0
     """Of these, how many have passed the guards and are being sent."""
+    pace: float = math.inf
+    """How long an attempt lasts, in seconds, averaged over the last ones; infinite before the first."""
     held_until: float = 0.0
     """Unix seconds before which the endpoint wants nothing: it said 429, and when to come back."""
 
     def capacity(self, now: float, *, free: int) -> int:
-        """Return how many deliveries it makes sense to claim.
+        """Return how many deliveries it makes sense to claim that take room from others.
 
         Args:
             now: Unix seconds.
@@ -69,10 +81,29 @@ class EndpointGuards:
             room = min(free, 1 - self.leased)
         else:
             return 0
-        if self.limiter is not None:
-            # What has begun has had its token.
-            room = min(room, int(self.limiter.available) - self.waiting)
-        return max(0, room)
+        return max(0, self._within_rate(room))
+
+    def ahead(self, now: float) -> int:
+        """Return how many to claim that take room from nobody: they follow those that are being sent."""
+        most = self.bulkhead.max_concurrent
+        if self.leased < most or now < self.held_until or self.breaker.state is not CircuitState.CLOSED:
+            return 0
+        return max(0, self._within_rate(most + self.lookahead - self.leased))
+
+    @property
+    def lookahead(self) -> int:
+        """How many to have ready beyond those that are being sent."""
+        most = self.bulkhead.max_concurrent
+        soon = most * _AHEAD_SECONDS / max(self.pace, 1e-6)
+        return max(most, min(_MOST_AHEAD, int(soon)))
+
+    def lasted(self, duration: float) -> None:
+        """Take note of how long an attempt has lasted, in seconds."""
+        self.pace = duration if self.pace == math.inf else self.pace + _WEIGHT * (duration - self.pace)
+
+    def _within_rate(self, room: int) -> int:
+        # What has begun has had its token.
+        return room if self.limiter is None else min(room, int(self.limiter.available) - self.waiting)
 
     @property
     def waiting(self) -> int:
@@ -112,14 +143,13 @@ def fair_room(leased: int, most: int, free: int) -> int:
 
     Args:
         leased: how many it has.
-        most: how many may be sent to it at once; when it may have as many, some more are claimed ahead.
+        most: how many may be sent to it at once.
         free: how many more may be sent at once, to all endpoints.
     """
     if leased < most:
         threshold = max((_SHARE * free - leased) // (1 + _SHARE), int(not leased and free > 0))
-        if leased + threshold < most:
-            return max(0, threshold)
-    return most * _AHEAD - leased
+        return max(0, min(threshold, most - leased))
+    return 0
 
 
 class Guards:
@@ -195,7 +225,7 @@ class Guards:
             clock=self._clock,
         )
         concurrent = settings.endpoint_max_concurrent
-        bulkhead = Bulkhead(concurrent, max_queue=concurrent * (_AHEAD - 1), name=endpoint.id, clock=self._clock)
+        bulkhead = Bulkhead(concurrent, name=endpoint.id, clock=self._clock)
         limiter = self._limiter(endpoint)
         return EndpointGuards(breaker, bulkhead, limiter, _policy(breaker, limiter, bulkhead))
 
@@ -227,7 +257,7 @@ def _burst(rate: float) -> int:
 
 
 def _policy(breaker: CircuitBreaker, limiter: RateLimiter | None, bulkhead: Bulkhead) -> Policy:
-    # The bulkhead may wait, so it comes first: a probe or a token is taken when the call can run, not before.
+    # What there is no room for takes neither a probe nor a token.
     return Policy(bulkhead, breaker) if limiter is None else Policy(bulkhead, breaker, limiter)
 
 

@@ -27,12 +27,14 @@ from webhook_adapter.store.errors import (
     StoreUnavailableError,
     UnknownIdError,
 )
+from webhook_adapter.store.settling import Settlement
 from webhook_adapter.store.store import Store
-from webhook_adapter.store.values import Accepted, Claim, NewMessage, Release, StoreStatistics
+from webhook_adapter.store.values import Accepted, Claim, Claimed, NewMessage, Release, StoreStatistics
 
 __all__ = [
     "Accepted",
     "Claim",
+    "Claimed",
     "DatabaseCorruptError",
     "DatabaseTooNewError",
     "DatabaseUnusableError",
@@ -40,6 +42,7 @@ __all__ = [
     "NewMessage",
     "Release",
     "SecretKeyError",
+    "Settlement",
     "Store",
     "StoreClosedError",
     "StoreError",

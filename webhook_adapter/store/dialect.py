@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from webhook_adapter.model import Delivery, DeliveryState
     from webhook_adapter.store.errors import StoreError
 
-__all__ = ["AttemptRow", "DeliveryRow", "Dialect", "Leased", "MessageRow", "Settled", "Stream"]
+__all__ = ["AttemptRow", "DeliveryRow", "Dialect", "Ended", "Leased", "MessageRow", "Settled", "Stream"]
 
 MessageRow: TypeAlias = tuple[
     str, str, str, bytes, bytes | None, str | None, str | None, float, float, float, float | None, str, str
@@ -32,6 +32,9 @@ DeliveryRow: TypeAlias = tuple[str, str, str, float, float | None, str | None, i
 
 AttemptRow: TypeAlias = tuple[str, str, int, float, float, int | None, str | None, str | None, bytes]
 """As in the schema: id, delivery_id, number, started_at, duration, status_code, failure, error, response_body."""
+
+Ended: TypeAlias = tuple[str, str, str | None]
+"""A delivery by its id, endpoint and stream."""
 
 Stream: TypeAlias = tuple[str, str]
 
@@ -123,6 +126,10 @@ class Dialect(Protocol):
 
     def leased(self, connection: sa.Connection, delivery_ids: Collection[str]) -> dict[str, Leased]:
         """Return those of the deliveries that are leased."""
+        ...
+
+    def expired(self, connection: sa.Connection, *, now: float, limit: int) -> list[Ended]:
+        """Return up to `limit` pending deliveries whose time is over."""
         ...
 
     def settle(self, connection: sa.Connection, settled: Sequence[Settled]) -> None:

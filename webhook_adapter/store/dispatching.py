@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from webhook_adapter.model import Delivery, DeliveryState, Message
 from webhook_adapter.store import rows, schema, upkeep
 from webhook_adapter.store.dialect import Settled
-from webhook_adapter.store.values import Claim, Release
+from webhook_adapter.store.values import Claim, Claimed, Release
 from webhook_adapter.store.writer import one_by_one
 
 if TYPE_CHECKING:
@@ -36,13 +36,14 @@ _IDS_AT_ONCE = 500
 
 @attrs.frozen
 class Order:
-    """How much is to be claimed, and for how long."""
+    """How much is to be claimed, and for how long; `Store.claim` says what each means."""
 
     now: float
-    limit: int = attrs.field(validator=attrs.validators.ge(1))
+    limit: int = attrs.field(validator=attrs.validators.ge(0))
     lease_for: float = attrs.field(validator=attrs.validators.gt(0))
     endpoint_limit: int = attrs.field(validator=attrs.validators.ge(1))
     capacities: Mapping[str, int]
+    ahead: Mapping[str, int]
 
 
 @attrs.frozen
@@ -61,64 +62,104 @@ class Releases:
     now: float
 
 
-def _claim(unit: Unit, order: Order) -> list[Claim]:
+def _claim(unit: Unit, order: Order) -> Claimed:
     upkeep.expire_due(unit, now=order.now, limit=_EXPIRED_AT_ONCE)
-    deliveries = _lease(unit, order)
-    if not deliveries:
-        return []
+    lessor = _Lessor(unit, order)
+    lessor.share()
+    lessor.take_ahead()
+    deliveries, next_due_at = lessor.taken, lessor.next_due_at()
     messages = _messages(unit, deliveries)
     claims = []
     for delivery in deliveries:
         endpoint = unit.directory.get(delivery.endpoint_id)
-        assert endpoint is not None  # noqa: S101 - `_lease` has looked
+        assert endpoint is not None  # noqa: S101 - `_Lessor` has looked
         claims.append(Claim(delivery, messages[delivery.message_id], endpoint))
     unit.counts["pending"] -= len(claims)
     unit.counts["leased"] += len(claims)
-    return claims
+    return Claimed(claims, next_due_at)
 
 
 claim = one_by_one(_claim)
 
 
-def _lease(unit: Unit, order: Order) -> list[Delivery]:
-    connection, dialect, now = unit.connection, unit.dialect, order.now
-    until = now + order.lease_for
-    # What is left of each endpoint's capacity; 0 is full, or has nothing more.
-    left = {endpoint_id: max(0, capacity) for endpoint_id, capacity in order.capacities.items()}
-    looked_at: set[str] = set()
-    taken: list[Delivery] = []
-    while len(taken) < order.limit:
-        wanted = order.limit - len(taken)
-        closed = [endpoint_id for endpoint_id, capacity in left.items() if not capacity]
-        due = dialect.due_endpoints(connection, now=now, excluded=closed, limit=wanted)
-        if not due:
-            break
-        looked_at.update(due)
-        # Shares are rounded up, so that the last ones may get less: they are the first next time.
-        share = -(-wanted // len(due))
-        quotas = {}
-        for endpoint_id in due:
-            if _claimable(unit, endpoint_id, now):
-                quotas[endpoint_id] = min(share, left.setdefault(endpoint_id, order.endpoint_limit))
+class _Lessor:
+    """Leases what an order asks for."""
+
+    def __init__(self, unit: Unit, order: Order) -> None:
+        self._unit = unit
+        self._order = order
+        self._until = order.now + order.lease_for
+        # What is left of each endpoint's capacity; 0 is full, or has nothing more.
+        self._left = {endpoint_id: max(0, capacity) for endpoint_id, capacity in order.capacities.items()}
+        self._left.update(dict.fromkeys(order.ahead, 0))
+        self._full = {endpoint_id for endpoint_id, capacity in self._left.items() if not capacity}
+        self._looked_at: set[str] = set()
+        self.taken: list[Delivery] = []
+
+    def share(self) -> None:
+        """Lease from all endpoints that have something, an equal share from each."""
+        dialect, connection, order = self._unit.dialect, self._unit.connection, self._order
+        while len(self.taken) < order.limit:
+            wanted = order.limit - len(self.taken)
+            closed = [endpoint_id for endpoint_id, capacity in self._left.items() if not capacity]
+            due = dialect.due_endpoints(connection, now=order.now, excluded=closed, limit=wanted)
+            if not due:
+                break
+            # Shares are rounded up, so that the last ones may get less: they are the first next time.
+            share = -(-wanted // len(due))
+            quotas = {}
+            for endpoint_id in due:
+                if self._claimable(endpoint_id):
+                    quotas[endpoint_id] = min(share, self._left.setdefault(endpoint_id, order.endpoint_limit))
+                else:
+                    self._left[endpoint_id] = 0
+                    self._looked_at.add(endpoint_id)
+            self._take(quotas, wanted)
+            if len(due) < wanted and not any(self._left[endpoint_id] for endpoint_id in due):
+                break  # these were all, and none has more
+
+    def take_ahead(self) -> None:
+        """Lease for endpoints that have all they may have under way, so that they go on without a pause."""
+        ahead = self._order.ahead
+        quotas = {endpoint_id: most for endpoint_id, most in ahead.items() if most > 0 and self._claimable(endpoint_id)}
+        if quotas:
+            self._left.update(quotas)
+            self._take(quotas, sum(quotas.values()))
+
+    def next_due_at(self) -> float | None:
+        """Bring the queues that were looked at up to date, and return the earliest of those that are not full."""
+        dialect, connection = self._unit.dialect, self._unit.connection
+        if self._looked_at:
+            dialect.requeue(connection, self._looked_at, self._order.now)
+        return dialect.next_due_at(connection, self._full)
+
+    def _take(self, quotas: Mapping[str, int], most: int) -> None:
+        dialect, connection = self._unit.dialect, self._unit.connection
+        taken: list[Delivery] = []
+        found = dialect.due_deliveries(connection, quotas, now=self._order.now, until=self._until)
+        for endpoint_id, deliveries in found.items():
+            got = deliveries[: most - len(taken)]
+            taken += got
+            exhausted = len(deliveries) < quotas[endpoint_id]
+            left = self._left[endpoint_id] - len(got)
+            self._left[endpoint_id] = 0 if exhausted else left
+            if left:
+                self._full.discard(endpoint_id)
             else:
-                left[endpoint_id] = 0
-        round_taken: list[Delivery] = []
-        for endpoint_id, found in dialect.due_deliveries(connection, quotas, now=now, until=until).items():
-            got = found[: wanted - len(round_taken)]
-            round_taken += got
-            exhausted = len(found) < quotas[endpoint_id]
-            left[endpoint_id] = 0 if exhausted else left[endpoint_id] - len(got)
-        if round_taken:
-            dialect.lease(connection, [delivery.id for delivery in round_taken], until=until)
-            taken += round_taken
-    if looked_at:
-        dialect.requeue(connection, looked_at, now)
-    return taken
+                self._full.add(endpoint_id)
+        self._looked_at.update(quotas)
+        if taken:
+            dialect.lease(connection, [delivery.id for delivery in taken], until=self._until)
+            self.taken += taken
 
-
-def _claimable(unit: Unit, endpoint_id: str, now: float) -> bool:
-    endpoint = unit.directory.get(endpoint_id)
-    return endpoint is not None and endpoint.enabled and not endpoint.paused and endpoint.blocked_until <= now
+    def _claimable(self, endpoint_id: str) -> bool:
+        endpoint = self._unit.directory.get(endpoint_id)
+        return (
+            endpoint is not None
+            and endpoint.enabled
+            and not endpoint.paused
+            and endpoint.blocked_until <= self._order.now
+        )
 
 
 def _messages(unit: Unit, deliveries: Sequence[Delivery]) -> dict[str, Message]:

@@ -6,6 +6,7 @@ delivery, stream, endpoint and counters change together. What the outcome means 
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, assert_never
 
 import attrs
@@ -28,17 +29,31 @@ __all__ = ["Settlement", "record"]
 
 @attrs.frozen
 class Settlement:
-    """An outcome under a lease, and its judgement."""
+    """An outcome under a lease, and its judgement.
+
+    Attributes:
+        claim: the lease under which the attempt was made.
+        outcome: how it ended.
+        judgement: what `lifecycle.judge` made of that.
+        now: Unix seconds.
+        blocked_until: blocks the endpoint until then (a 429's Retry-After); None leaves it as it is, and a block that
+            ends later stays.
+    """
 
     claim: Claim
     outcome: AttemptOutcome
     judgement: Judgement
     now: float
-    blocked_until: float | None
+    blocked_until: float | None = None
 
 
-def record(unit: Unit, settlements: Sequence[Settlement]) -> Sequence[Attempt | None]:
+def record(unit: Unit, payloads: Sequence[Sequence[Settlement]]) -> Sequence[list[Attempt | None]]:
     """Record many outcomes with a handful of statements; None for those whose lease was lost."""
+    attempts = iter(_record(unit, [each for settlements in payloads for each in settlements]))
+    return [list(itertools.islice(attempts, len(settlements))) for settlements in payloads]
+
+
+def _record(unit: Unit, settlements: Sequence[Settlement]) -> list[Attempt | None]:
     leased = unit.dialect.leased(unit.connection, [each.claim.delivery.id for each in settlements])
     attempts: list[Attempt | None] = []
     attempt_rows: list[AttemptRow] = []

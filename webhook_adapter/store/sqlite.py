@@ -8,20 +8,21 @@ Rules of this module:
 * A statement takes all rows of a batch at once, as a JSON array or a list of VALUES. The driver gives the interpreter's
   lock away at every step of a statement, and waits to have it back while an event loop is busy: fewer steps, fewer
   waits.
-  Instants are always bound, never put into JSON, which would round them.
+  Instants are bound, or written out by printf: JSON would round them.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import sqlite3
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import attrs
 import sqlalchemy as sa
 
 from webhook_adapter.model import Delivery, DeliveryState
-from webhook_adapter.store.dialect import AttemptRow, DeliveryRow, Leased, MessageRow, Settled, Stream
+from webhook_adapter.store.dialect import AttemptRow, DeliveryRow, Ended, Leased, MessageRow, Settled, Stream
 from webhook_adapter.store.errors import (
     DatabaseCorruptError,
     DatabaseUnusableError,
@@ -208,22 +209,23 @@ class SQLite:
         found: dict[str, list[Delivery]] = {endpoint_id: [] for endpoint_id in quotas}
         for part in _chunks(list(quotas.items())):
             values = tuple(value for endpoint_id, quota in part for value in (endpoint_id, now, now, quota))
-            for row in _run(connection, _due_deliveries(len(part)), values).fetchall():
+            # The order of an array is not promised; the number of the row makes it that of acceptance.
+            for row in sorted(_array(connection, _due_deliveries(len(part)), values), key=_by_due_at):
                 found[row[2]].append(
                     Delivery(
                         id=row[0],
                         message_id=row[1],
                         endpoint_id=row[2],
                         state=DeliveryState.LEASED,
-                        due_at=row[3],
-                        expires_at=row[4],
+                        due_at=float(row[3]),
+                        expires_at=None if row[4] is None else float(row[4]),
                         attempts=row[5],
                         round_attempts=row[6],
                         lease_token=row[7] + 1,
                         lease_until=until,
                         sequence=row[8],
                         ordering_key=row[9],
-                        created_at=row[10],
+                        created_at=float(row[10]),
                     )
                 )
         return found
@@ -234,8 +236,12 @@ class SQLite:
 
     def leased(self, connection: sa.Connection, delivery_ids: Collection[str]) -> dict[str, Leased]:
         """Return those of the deliveries that are leased."""
-        found = _run(connection, _LEASED, (to_json(list(delivery_ids)),)).fetchall()
+        found = _array(connection, _LEASED, (to_json(list(delivery_ids)),))
         return {row[0]: Leased(row[1], row[2], row[3], row[4]) for row in found}
+
+    def expired(self, connection: sa.Connection, *, now: float, limit: int) -> list[Ended]:
+        """Return pending deliveries whose time is over."""
+        return [(row[0], row[1], row[2]) for row in _array(connection, _EXPIRED, (now, limit))]
 
     def settle(self, connection: sa.Connection, settled: Sequence[Settled]) -> None:
         """End leases that `leased` has just confirmed."""
@@ -273,6 +279,16 @@ def _run(connection: sa.Connection, statement: str, values: Sequence[_Bound] = (
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)  # noqa: S101 - tells mypy which driver it is
     return driver.execute(statement, values)
+
+
+def _array(connection: sa.Connection, statement: str, values: Sequence[_Bound]) -> list[list[Any]]:
+    """Return the rows of a statement that makes one JSON array of them: one step of the driver, however many."""
+    rows: list[list[Any]] = json.loads(_run(connection, statement, values).fetchone()[0])
+    return rows
+
+
+def _by_due_at(row: list[Any]) -> tuple[float, int]:
+    return float(row[3]), row[11]
 
 
 def _primary_code(error: BaseException | None) -> int | None:
@@ -321,7 +337,7 @@ def _hasten(count: int) -> str:
 
 @functools.cache
 def _due_deliveries(count: int) -> str:
-    return "UNION ALL".join([_DUE_DELIVERIES] * count)
+    return f"SELECT json_group_array(json(row)) FROM ({'UNION ALL'.join([_DUE_DELIVERIES] * count)})"  # noqa: S608
 
 
 @functools.cache
@@ -374,8 +390,8 @@ WHERE next_at IS NOT NULL AND endpoint_id NOT IN (SELECT value FROM json_each(?)
 # accepted first comes first: an index ends with the number of the row.
 _DUE_DELIVERIES = """
 SELECT * FROM (
-    SELECT id, message_id, endpoint_id, due_at, expires_at, attempts, round_attempts, lease_token, sequence,
-        ordering_key, created_at
+    SELECT json_array(id, message_id, endpoint_id, printf('%!.17g', due_at), printf('%!.17g', expires_at), attempts,
+        round_attempts, lease_token, sequence, ordering_key, printf('%!.17g', created_at), rowid) AS row
     FROM webhook_deliveries
     WHERE endpoint_id = ? AND state = 'pending' AND NOT held AND due_at <= ?
         AND (expires_at IS NULL OR expires_at > ?)
@@ -388,8 +404,14 @@ WHERE id IN (SELECT value FROM json_each(?))
 """
 # The plus keeps the planner from walking through everything that is leased.
 _LEASED = """
-SELECT id, lease_token, attempts, round_attempts, stream FROM webhook_deliveries
+SELECT json_group_array(json_array(id, lease_token, attempts, round_attempts, stream)) FROM webhook_deliveries
 WHERE +state = 'leased' AND id IN (SELECT value FROM json_each(?))
+"""
+_EXPIRED = """
+SELECT json_group_array(json_array(id, endpoint_id, stream)) FROM (
+    SELECT id, endpoint_id, stream FROM webhook_deliveries
+    WHERE finished_at IS NULL AND expires_at IS NOT NULL AND expires_at <= ? AND state = 'pending' LIMIT ?
+)
 """
 _PROMOTE = """
 UPDATE webhook_deliveries SET held = 0 WHERE held AND id IN (

@@ -20,12 +20,12 @@ from webhook_adapter.store.sealing import Sealer
 from webhook_adapter.store.writer import Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
-    from webhook_adapter.lifecycle import Judgement
-    from webhook_adapter.model import Attempt, AttemptOutcome, Delivery, DeliveryState, Endpoint, Message
-    from webhook_adapter.store.values import Accepted, Claim, NewMessage, Release, StoreStatistics
+    from webhook_adapter.model import Attempt, Delivery, DeliveryState, Endpoint, Message
+    from webhook_adapter.store.settling import Settlement
+    from webhook_adapter.store.values import Accepted, Claim, Claimed, NewMessage, Release, StoreStatistics
 
 __all__ = ["Store"]
 
@@ -154,8 +154,9 @@ class Store:
         lease_for: float,
         endpoint_limit: int,
         capacities: Mapping[str, int] = _NO_CAPACITIES,
-    ) -> list[Claim]:
-        """Lease up to `limit` due deliveries, fairly between endpoints, and return them with what an attempt needs.
+        ahead: Mapping[str, int] = _NO_CAPACITIES,
+    ) -> Claimed:
+        """Lease up to `limit` due deliveries, fairly between endpoints, and return them with what attempts need.
 
         Not claimed is what is not due, or is for an endpoint that is blocked, disabled, paused or has no capacity;
         nor anything of an ordered endpoint or key behind what is still on its way. What has expired ends dead in
@@ -167,8 +168,9 @@ class Store:
             lease_for: how long they are this caller's, in seconds.
             endpoint_limit: how many at most for one endpoint.
             capacities: other limits for some endpoints (those with attempts in flight, say); 0 leaves one out.
+            ahead: how many more for endpoints that are left out so: beyond `limit`, and behind all others.
         """
-        order = dispatching.Order(now, limit, lease_for, endpoint_limit, dict(capacities))
+        order = dispatching.Order(now, limit, lease_for, endpoint_limit, dict(capacities), dict(ahead))
         return await self._writer.call(dispatching.claim, order)
 
     async def extend(self, claim: Claim, *, until: float) -> bool:
@@ -191,33 +193,16 @@ class Store:
         excluded = tuple(exclude)
         return await self._readers.call(lambda unit: dispatching.next_due_at(unit, excluded))
 
-    async def record(
-        self,
-        claim: Claim,
-        outcome: AttemptOutcome,
-        judgement: Judgement,
-        *,
-        now: float,
-        blocked_until: float | None = None,
-    ) -> Attempt | None:
-        """Record how an attempt ended and what becomes of its delivery, in one transaction.
+    async def record(self, settlements: Sequence[Settlement]) -> list[Attempt | None]:
+        """Record how attempts ended and what becomes of their deliveries, in one transaction.
 
         A judgement that disables the endpoint ends what is pending for it dead, too.
 
-        Args:
-            claim: the lease under which the attempt was made.
-            outcome: how it ended.
-            judgement: what `lifecycle.judge` made of that.
-            now: Unix seconds.
-            blocked_until: blocks the endpoint until then (a 429's Retry-After); None leaves it as it is, and a block
-                that ends later stays.
-
         Returns:
-            The attempt, or None if the lease had been lost: then nothing has been recorded, and whoever has the
-            delivery now decides.
+            For each the attempt, or None if its lease had been lost: then nothing of it has been recorded, and whoever
+            has the delivery now decides.
         """
-        settlement = settling.Settlement(claim, outcome, judgement, now, blocked_until)
-        return await self._writer.call(settling.record, settlement)
+        return await self._writer.call(settling.record, settlements)
 
     # Upkeep
 

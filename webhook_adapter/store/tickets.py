@@ -146,14 +146,19 @@ def _wake_all(tickets: list[Ticket[R]]) -> None:
 
 def ticket() -> Ticket[R]:
     """Return a ticket for the calling task; RuntimeError where no event loop runs."""
-    if "trio" in sys.modules:
-        import trio
-
-        if trio.lowlevel.in_trio_run():
-            return _TrioTicket(trio.lowlevel.current_trio_token(), trio.Event())
-    import asyncio
-
-    return _AsyncioTicket(asyncio.get_running_loop())
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is not None:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:
+            task = None
+        # In trio's guest mode an asyncio loop is running too, but no task of it.
+        if task is not None:
+            return _AsyncioTicket(task.get_loop())
+    trio = sys.modules.get("trio")
+    if trio is None:
+        raise RuntimeError("the store is awaited within asyncio or trio")
+    return _TrioTicket(trio.lowlevel.current_trio_token(), trio.Event())
 
 
 def blocking_ticket() -> BlockingTicket[R]:

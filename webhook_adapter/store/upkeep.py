@@ -22,6 +22,7 @@ from webhook_adapter.store.writer import one_by_one
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from webhook_adapter.store.dialect import Ended
     from webhook_adapter.store.unit import Unit
 
 __all__ = [
@@ -42,17 +43,6 @@ __all__ = [
 _TABLE = schema.deliveries
 _FINAL = (DeliveryState.DELIVERED.value, DeliveryState.DEAD.value, DeliveryState.CANCELLED.value)
 _IDS_AT_ONCE = 500
-# Built once, since every claim asks for it.
-_OVER = (
-    sa.select(_TABLE.c.id, _TABLE.c.endpoint_id, _TABLE.c.stream)
-    .where(
-        _TABLE.c.finished_at.is_(None),
-        _TABLE.c.expires_at.is_not(None),
-        _TABLE.c.expires_at <= sa.bindparam("now"),
-        _TABLE.c.state == DeliveryState.PENDING.value,
-    )
-    .limit(sa.bindparam("most"))
-)
 
 
 @attrs.frozen
@@ -186,7 +176,7 @@ cancel = one_by_one(_cancel)
 
 def expire_due(unit: Unit, *, now: float, limit: int) -> int:
     """End up to `limit` pending deliveries whose time is over."""
-    ended = [tuple(row) for row in unit.connection.execute(_OVER, {"now": now, "most": limit})]
+    ended = unit.dialect.expired(unit.connection, now=now, limit=limit)
     if ended:
         _end(unit, ended, state=DeliveryState.DEAD, reason=EXPIRED, now=now)
     return len(ended)
@@ -201,7 +191,7 @@ expire = one_by_one(_expire)
 
 def _end(
     unit: Unit,
-    pending: Sequence[tuple[str, str, str | None]],
+    pending: Sequence[Ended],
     *,
     state: DeliveryState,
     reason: str,

@@ -27,7 +27,7 @@ from webhook_adapter.model import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["Accepted", "Claim", "NewMessage", "Release", "StoreStatistics"]
+__all__ = ["Accepted", "Claim", "Claimed", "NewMessage", "Release", "StoreStatistics"]
 
 _MAX_KEY = 256
 
@@ -147,6 +147,20 @@ class Claim:
     delivery: Delivery
     message: Message
     endpoint: Endpoint
+
+
+@attrs.frozen
+class Claimed:
+    """What a claim has found.
+
+    Attributes:
+        claims: what was leased.
+        next_due_at: when the next claim can find something that this one was not kept from for want of capacity, in
+            Unix seconds; in the past if there is something now, None if nothing is pending.
+    """
+
+    claims: list[Claim]
+    next_due_at: float | None
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ import anyio
 
 from tests.adapter.store.support import FAILED, OK, a_message, an_endpoint
 from webhook_adapter.lifecycle import Dead, Delivered, DueAgain, Judgement
-from webhook_adapter.store import Accepted, Store, acceptance
+from webhook_adapter.store import Accepted, Settlement, Store, acceptance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,11 +54,11 @@ async def deliver(store: Store, dice: random.Random) -> None:
     """Claim and record, telling each outcome once it is durable."""
     while True:
         now = time.time()
-        for claim in await store.claim(now=now, limit=10, lease_for=60.0, endpoint_limit=10):
+        for claim in (await store.claim(now=now, limit=10, lease_for=60.0, endpoint_limit=10)).claims:
             judgements: list[Judgement] = [Delivered(), DueAgain(now), Dead("status 500")]
             judgement = dice.choice(judgements)
             outcome = OK if isinstance(judgement, Delivered) else FAILED
-            attempt = await store.record(claim, outcome, judgement, now=now)
+            (attempt,) = await store.record([Settlement(claim, outcome, judgement, now)])
             if attempt is not None:
                 tell("recorded", attempt.id)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from webhook_adapter.model import AttemptOutcome, Endpoint, SigningSecret
-from webhook_adapter.store import Claim, NewMessage, Store
+from webhook_adapter.store import Claim, NewMessage, Settlement, Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from webhook_adapter.lifecycle import Judgement
+    from webhook_adapter.model import Attempt
 
 NOW = 1_700_000_000.0
 SECRET = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIz"
@@ -73,8 +76,29 @@ async def claim(
     limit: int = 100,
     endpoint_limit: int = 100,
     capacities: Mapping[str, int] | None = None,
+    ahead: Mapping[str, int] | None = None,
 ) -> list[Claim]:
     """Claim with a lease of 30 seconds."""
-    return await store.claim(
-        now=now, limit=limit, lease_for=30.0, endpoint_limit=endpoint_limit, capacities=capacities or {}
+    claimed = await store.claim(
+        now=now,
+        limit=limit,
+        lease_for=30.0,
+        endpoint_limit=endpoint_limit,
+        capacities=capacities or {},
+        ahead=ahead or {},
     )
+    return claimed.claims
+
+
+async def record(
+    store: Store,
+    claim: Claim,
+    outcome: AttemptOutcome,
+    judgement: Judgement,
+    *,
+    now: float = NOW,
+    blocked_until: float | None = None,
+) -> Attempt | None:
+    """Record one outcome."""
+    (attempt,) = await store.record([Settlement(claim, outcome, judgement, now, blocked_until)])
+    return attempt

@@ -7,9 +7,8 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy.dialects import sqlite as sqlite_dialect
 
-from webhook_adapter.store import Store, sqlite, upkeep
+from webhook_adapter.store import Store, sqlite
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +24,7 @@ STATEMENTS = {
     "due_endpoints": sqlite._DUE_ENDPOINTS,
     "next_due_at": sqlite._NEXT_DUE_AT,
     "take_sequences": sqlite._TAKE_SEQUENCES,
-    "expired": str(upkeep._OVER.compile(dialect=sqlite_dialect.dialect())),
+    "expired": sqlite._EXPIRED,
 }
 # The index of next instants is walked in its order, up to a limit: that is what it is for.
 WALKED = ("SCAN webhook_queues USING COVERING INDEX webhook_queues_next",)

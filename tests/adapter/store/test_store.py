@@ -9,7 +9,7 @@ import attrs
 import pytest
 import sqlalchemy as sa
 
-from tests.adapter.store.support import FAILED, NOW, OK, SECRET, a_message, an_endpoint, claim
+from tests.adapter.store.support import FAILED, NOW, OK, SECRET, a_message, an_endpoint, claim, record
 from webhook_adapter.lifecycle import Dead, Delivered, DueAgain
 from webhook_adapter.model import DeliveryState, Endpoint, FailureKind, SigningSecret
 from webhook_adapter.store import IdempotencyConflictError, NewMessage, Release, Store, UnknownIdError, enqueue, unit
@@ -221,18 +221,18 @@ async def test_order_is_kept_by_endpoint_and_by_key(store: Store) -> None:
     first = await claim(store)
     assert [each.message.data for each in first] == [{"n": 0}, {"n": 9}]
     head = first[0]
-    await store.record(head, FAILED, DueAgain(NOW + 5), now=NOW)
+    await record(store, head, FAILED, DueAgain(NOW + 5), now=NOW)
     assert await claim(store, now=NOW + 4) == []
     [head] = await claim(store, now=NOW + 5)
     assert head.message.id == ids[0]
-    await store.record(head, FAILED, Dead("status 500"), now=NOW + 5)
+    await record(store, head, FAILED, Dead("status 500"), now=NOW + 5)
     [second] = await claim(store, now=NOW + 6)
     assert second.message.id == ids[1]
     await store.release([Release(second, NOW + 7)], now=NOW + 6)
     assert await store.cancel(second.delivery.id, now=NOW + 6)
     [third] = await claim(store, now=NOW + 7)
     assert third.message.id == ids[2]
-    await store.record(third, OK, Delivered(), now=NOW + 7)
+    await record(store, third, OK, Delivered(), now=NOW + 7)
     [fourth] = await claim(store, now=NOW + 8)
     assert fourth.message.id == ids[3]
     assert fourth.delivery.sequence == 4
@@ -244,15 +244,15 @@ async def test_an_attempt_is_listed_as_it_ended(store: Store) -> None:
     accepted = await store.accept(a_message(), now=NOW)
     [first] = await claim(store)
     timeout = attrs.evolve(FAILED, status_code=None, failure=FailureKind.TIMEOUT, error="timed out")
-    one = await store.record(first, timeout, DueAgain(NOW + 5.125), now=NOW)
+    one = await record(store, first, timeout, DueAgain(NOW + 5.125), now=NOW)
     assert (await store.get_delivery(first.delivery.id)).due_at == NOW + 5.125
     [second] = await claim(store, now=NOW + 6)
     assert (second.delivery.attempts, second.delivery.round_attempts) == (1, 1)
-    two = await store.record(second, FAILED, Dead("status 500"), now=NOW + 6)
+    two = await record(store, second, FAILED, Dead("status 500"), now=NOW + 6)
     assert await store.retry_dead(now=NOW + 7, expires_at=NOW + 99) == 1
     [third] = await claim(store, now=NOW + 7)
     assert (third.delivery.attempts, third.delivery.round_attempts) == (2, 0)
-    three = await store.record(third, OK, Delivered(), now=NOW + 8)
+    three = await record(store, third, OK, Delivered(), now=NOW + 8)
     assert await store.list_attempts(message_id=accepted.message.id) == [one, two, three]
     assert [one and one.number, two and two.number, three and three.number] == [1, 2, 3]
     assert two is not None
@@ -271,11 +271,11 @@ async def test_a_stale_lease_settles_nothing(store: Store) -> None:
     assert await store.recover_leases(now=NOW + 29.9) == 0
     assert await store.recover_leases(now=NOW + 30) == 1
     for judgement in (Delivered(), DueAgain(NOW + 99), Dead("status 500")):
-        assert await store.record(stale, OK, judgement, now=NOW + 31) is None
+        assert await record(store, stale, OK, judgement, now=NOW + 31) is None
     [fresh] = await claim(store, now=NOW + 31)
     before = await store.get_delivery(fresh.delivery.id)
     for judgement in (Delivered(), DueAgain(NOW + 99), Dead("gone", disable_endpoint=True)):
-        assert await store.record(stale, OK, judgement, now=NOW + 31, blocked_until=NOW + 99) is None
+        assert await record(store, stale, OK, judgement, now=NOW + 31, blocked_until=NOW + 99) is None
     assert await store.extend(stale, until=NOW + 999) is False
     assert await store.release([Release(stale, NOW)], now=NOW + 31) == 0
     assert await store.get_delivery(fresh.delivery.id) == before
@@ -283,7 +283,7 @@ async def test_a_stale_lease_settles_nothing(store: Store) -> None:
     assert await store.list_attempts() == []
     assert await store.extend(fresh, until=NOW + 500) is True
     assert await store.recover_leases(now=NOW + 499) == 0
-    assert await store.record(fresh, OK, Delivered(), now=NOW + 499) is not None
+    assert await record(store, fresh, OK, Delivered(), now=NOW + 499) is not None
     counted = await store.statistics()
     assert (counted.stale, counted.expired_leases) == (6, 1)
 
@@ -296,7 +296,7 @@ async def test_gone_disables_and_kills_what_is_pending(store: Store) -> None:
         await store.accept(a_message(data=number), now=NOW)
     got = await claim(store, limit=1, capacities={"ep_2": 0})
     gone = attrs.evolve(FAILED, status_code=410)
-    await store.record(got[0], gone, Dead("status 410", disable_endpoint=True), now=NOW)
+    await record(store, got[0], gone, Dead("status 410", disable_endpoint=True), now=NOW)
     endpoint = await store.get_endpoint("ep_1")
     assert (endpoint.enabled, endpoint.disabled_reason) == (False, "status 410")
     dead = await store.list_deliveries(endpoint_id="ep_1", state=DeliveryState.DEAD)
@@ -314,11 +314,11 @@ async def test_a_block_holds_until_its_instant(store: Store) -> None:
     await store.accept(a_message(data=1), now=NOW)
     await store.accept(a_message(data=2), now=NOW)
     [first] = await claim(store, limit=1)
-    await store.record(first, FAILED, DueAgain(NOW + 1), now=NOW, blocked_until=NOW + 60)
+    await record(store, first, FAILED, DueAgain(NOW + 1), now=NOW, blocked_until=NOW + 60)
     assert await store.next_due_at() == NOW + 60
     [second] = await claim(store, now=NOW + 60, limit=1)
     await store.block_endpoint("ep_1", until=NOW + 200, now=NOW + 60)
-    await store.record(second, FAILED, DueAgain(NOW + 61), now=NOW + 60, blocked_until=NOW + 70)
+    await record(store, second, FAILED, DueAgain(NOW + 61), now=NOW + 60, blocked_until=NOW + 70)
     assert (await store.get_endpoint("ep_1")).blocked_until == NOW + 200
     assert await claim(store, now=NOW + 199) == []
     await store.accept(a_message(data=3), now=NOW + 100)
@@ -335,8 +335,8 @@ async def test_deleting_cancels_what_is_pending_and_forgets_the_secrets(store: S
     flying = await claim(store, limit=3)
     assert await store.delete_endpoint("ep_1", now=NOW) == 1
     assert (await store.accept(a_message(), now=NOW)).deliveries == 0
-    assert await store.record(flying[0], OK, Delivered(), now=NOW) is not None
-    assert await store.record(flying[1], FAILED, DueAgain(NOW), now=NOW) is not None
+    assert await record(store, flying[0], OK, Delivered(), now=NOW) is not None
+    assert await record(store, flying[1], FAILED, DueAgain(NOW), now=NOW) is not None
     assert await store.release([Release(flying[2], NOW)], now=NOW) == 1
     states = sorted(each.state for each in await store.list_deliveries())
     assert states == ["cancelled", "cancelled", "cancelled", "delivered"]
@@ -359,7 +359,7 @@ async def test_what_expires_ends_dead_even_when_it_is_held(store: Store) -> None
     assert await store.expire(now=NOW + 10) == 1
     [dead] = await store.list_deliveries(state=DeliveryState.DEAD)
     assert (dead.reason, dead.finished_at) == ("expired", NOW + 10)
-    await store.record(head, OK, Delivered(), now=NOW + 10)
+    await record(store, head, OK, Delivered(), now=NOW + 10)
     await store.update_endpoint("ep_1", lambda each: attrs.evolve(each, paused=False), now=NOW + 11)
     assert [each.message.data for each in await claim(store, now=NOW + 11)] == [{"n": 3}]
 
@@ -370,7 +370,7 @@ async def test_a_message_is_replayed(store: Store) -> None:
     first = await store.accept(a_message(data=1), now=NOW)
     await store.accept(a_message(data=2), now=NOW + 10.5)
     for each in await claim(store, now=NOW + 11):
-        await store.record(each, OK, Delivered(), now=NOW + 11)
+        await record(store, each, OK, Delivered(), now=NOW + 11)
     assert await store.replay(message_id=first.message.id, now=NOW + 20, expires_at=None) == 1
     assert [each.message.data for each in await claim(store, now=NOW + 20)] == [{"n": 1}]
     assert await store.replay(since=NOW + 10.5, now=NOW + 21, expires_at=None) == 1
@@ -386,7 +386,7 @@ async def test_retries_can_be_narrowed(store: Store) -> None:
         await store.add_endpoint(an_endpoint(name))
     await store.accept(a_message(), now=NOW)
     for after, each in enumerate(sorted(await claim(store), key=lambda each: each.endpoint.id)):
-        await store.record(each, FAILED, Dead("status 500"), now=NOW + after)
+        await record(store, each, FAILED, Dead("status 500"), now=NOW + after)
     assert await store.retry_dead(now=NOW + 9, expires_at=None, endpoint_id="ep_1", since=NOW + 0.5) == 0
     assert await store.retry_dead(now=NOW + 9, expires_at=None, since=NOW + 0.5) == 1
     assert [each.endpoint.id for each in await claim(store, now=NOW + 9)] == ["ep_2"]
@@ -398,7 +398,7 @@ async def test_pruning_spares_what_is_on_its_way(store: Store) -> None:
     await store.add_endpoint(an_endpoint())
     done = await store.accept(a_message(data=1, key="k"), now=NOW)
     for each in await claim(store):
-        await store.record(each, OK, Delivered(), now=NOW)
+        await record(store, each, OK, Delivered(), now=NOW)
     waiting = await store.accept(a_message(data=2), now=NOW + 1)
     young = await store.accept(a_message(data=3, only_to="ep_1"), now=NOW + 100)
     assert await store.prune(before=NOW + 50) == 1
@@ -428,7 +428,7 @@ async def test_pages_go_on_behind_an_id(store: Store) -> None:
 
 async def test_a_claim_is_asked_for_with_sense(store: Store) -> None:
     """A limit or a lease that means nothing is refused."""
-    for wrong in ({"limit": 0}, {"lease_for": 0.0}, {"endpoint_limit": 0}, {"lease_for": float("nan")}):
+    for wrong in ({"limit": -1}, {"lease_for": 0.0}, {"endpoint_limit": 0}, {"lease_for": float("nan")}):
         arguments = {"now": NOW, "limit": 1, "lease_for": 1.0, "endpoint_limit": 1, **wrong}
         with pytest.raises(ValueError, match=next(iter(wrong))):
             await store.claim(**arguments)  # type: ignore[arg-type]
@@ -444,7 +444,7 @@ async def test_memory_is_a_store_too() -> None:
         with pytest.raises(UnknownIdError):
             await store.get_message("msg_x")
         [got] = await claim(store)
-        await store.record(got, OK, Delivered(), now=NOW)
+        await record(store, got, OK, Delivered(), now=NOW)
         assert (await store.statistics()).delivered == 1
         await store.check()
     finally:

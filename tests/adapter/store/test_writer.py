@@ -13,7 +13,7 @@ import anyio.to_thread
 import pytest
 import sqlalchemy as sa
 
-from tests.adapter.store.support import NOW, OK, a_message, an_endpoint, claim
+from tests.adapter.store.support import NOW, OK, a_message, an_endpoint, claim, record
 from webhook_adapter.lifecycle import Delivered
 from webhook_adapter.store import (
     Accepted,
@@ -286,7 +286,7 @@ async def test_a_full_disk_refuses_the_batch_and_is_survived(store: Store, path:
     assert len({id(each) for each in refused}) == 5
     assert len(await store.list_messages()) == before
     await store._writer.call(one_by_one(fill), 1_000_000)
-    assert await store.record(got, OK, Delivered(), now=NOW) is not None
+    assert await record(store, got, OK, Delivered(), now=NOW) is not None
     assert (await store.accept(a_message(), now=NOW)).created
 
 
