@@ -249,6 +249,9 @@ _WORK: dict[Kind, tuple[Callable[[Offer, Place], Awaitable[bool]], ...]] = {
     Kind.RETRY: (_repeats,),
     Kind.TIMEOUT: (_ends_in_time,),
     Kind.BULKHEAD: (_bounds,),
+    Kind.ADAPTIVE: (_bounds,),
+    Kind.STORM: (_limits_the_rate,),
+    Kind.KEYED: (_limits_the_rate,),
     Kind.FALLBACK: (_stands_in,),
     Kind.HEDGE: (_hedges,),
 }
@@ -260,6 +263,9 @@ _CANCELLATION: dict[Kind, tuple[Callable[[Offer], Awaitable[bool]], ...]] = {
     Kind.RETRY: (_goes_on,),
     Kind.TIMEOUT: (_goes_on,),
     Kind.BULKHEAD: (_goes_on, _gives_back),
+    Kind.ADAPTIVE: (_goes_on, _gives_back),
+    Kind.STORM: (_takes_nothing,),
+    Kind.KEYED: (_goes_on, _takes_nothing),
     Kind.FALLBACK: (_goes_on,),
     Kind.HEDGE: (_goes_on,),
 }

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     Work: TypeAlias = Callable[[], Awaitable[object]]
 
-__all__ = ["HOUR", "OURS", "SECOND", "Kind", "Offer", "Terms", "is_false"]
+__all__ = ["HOUR", "KEY", "OURS", "SECOND", "Kind", "Offer", "Terms", "is_false"]
 
 OURS = "resilience"
+KEY = "everybody"
 SECOND = 1
 HOUR = 3_600
 
@@ -37,6 +38,9 @@ class Kind(enum.Enum):
     RETRY = "Retry, first attempt"
     TIMEOUT = "Timeout, in time"
     BULKHEAD = "Bulkhead, with a permit to spare"
+    ADAPTIVE = "AdaptiveLimiter, with a permit to spare"
+    STORM = "StormGuard, with room in the window"
+    KEYED = "Keyed: a RateLimiter for each key, around a call"
     FALLBACK = "Fallback, unneeded"
     HEDGE = "Hedge, unneeded"
 
@@ -48,6 +52,12 @@ class Terms:
     #: `rate` calls in `per` seconds, which is SECOND or HOUR, since one of the libraries knows only words for it.
     rate: int = 1_000_000_000
     per: int = SECOND
+
+    @property
+    def events(self) -> int:
+        """The rate of what remembers each event of a window: no more than there is room for in memory."""
+        return min(self.rate, 1_000_000)
+
     #: Failures in a row, without a success between them, that open the circuit, and how long it stays open.
     failures: int = 5
     recovery: float = float(HOUR)
@@ -71,7 +81,8 @@ def is_false(result: object) -> bool:
 class Offer:
     """One library's way of doing one thing.
 
-    `make(work, terms)` returns what is awaited: `work` inside the layer, or for `Kind.ACQUIRE` the admission alone.
+    `make(work, terms)` returns what is awaited: `work` inside the layer, or for `Kind.ACQUIRE` and `Kind.STORM` the
+    admission alone.
     `threads` tells whether several threads may share it, as its documentation says or, where that is silent, as its
     source shows (every change of what is shared is in a critical section, or nothing is shared). What else is
     guaranteed is tried out. `is_refusal` knows a refusal that is an answer rather than an exception.

@@ -4,8 +4,9 @@ Rules of this module:
 
 * Everything is timed in one run, in turns with the bare await (see `ratios`), after every offer has been seen to do
   its work (see `guarantees`).
-* A single layer has to be at least as fast as the fastest that guarantees the same, as far as one run can tell them
-  apart; the five in one have to be well below the fastest composition of all, whatever it guarantees.
+* A single layer, in each form in which we offer it, has to be at least as fast as the fastest that guarantees the
+  same, as far as one run can tell them apart; the five in one have to be well below the fastest composition of all,
+  whatever that guarantees.
 * The peers are an environment of their own. Without it there is nothing to compare with, and that is said.
 """
 
@@ -93,19 +94,28 @@ def _rival(own: Row, others: Iterable[Row]) -> tuple[Row | None, float]:
     return next((row for row in foreign if row.guarantees.covers(own.guarantees)), None), AS_FAST
 
 
+def _shortfall(own: Row, others: Iterable[Row]) -> str | None:
+    """Return what one of our rows is, and must not be; None if it is where it has to be."""
+    rival, at_most = _rival(own, others)
+    if rival is None or own.cost.nanoseconds <= at_most * rival.cost.nanoseconds:
+        return None
+    return f"more than {at_most:g} times {rival.library}"
+
+
 def missed(rows: Sequence[Row]) -> list[str]:
     """Return what we promise about our place among the others and do not keep."""
     found = []
     for kind in Kind if rows else ():
         own, others = _of_kind(rows, kind)
-        rival, at_most = _rival(own, others)
-        if rival is not None and own.cost.nanoseconds > at_most * rival.cost.nanoseconds:
-            found.append(f"{kind.value}: more than {at_most:g} times {rival.library}")
+        for each in (own, *(row for row in others if row.library.startswith(OURS))):
+            shortfall = _shortfall(each, others)
+            if shortfall is not None:
+                found.append(f"{kind.value}{each.library.removeprefix(OURS)}: {shortfall}")
     return found
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Lay the comparison out, a block for each kind, with the rival marked that ours has to be measured by."""
+    """Lay the comparison out, a block for each kind; whom ours is measured by is marked, and what is missed."""
     width = max(len(row.library) for row in rows)
     lines = []
     for kind in Kind:
@@ -115,9 +125,8 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(f"  {'':<{width}}  {'ns':>8}  {'x bare':>7}  {'ours is':>7}  threads  loops  cancels")
         for row in (own, *others):
             share = own.cost.nanoseconds / row.cost.nanoseconds
-            mark = ""
-            if row is rival:
-                mark = f"  at most {at_most:g}{': MISSED' if share > at_most else ''}"
+            shortfall = _shortfall(row, others) if row.library.startswith(OURS) else None
+            mark = f"  at most {at_most:g}" if row is rival else f"  MISSED: {shortfall}" if shortfall else ""
             holds = (row.guarantees.threads, row.guarantees.loops, row.guarantees.cancels)
             threads, loops, cancels = ("yes" if it else "no" for it in holds)
             lines.append(

@@ -157,7 +157,8 @@ class AdaptiveLimiter(QueueingGuard):
             self._wait_for_lock()
         try:
             # Before anything is taken: what a clock raises takes nothing with it.
-            line_ns = self._line.at_reading(now_ns, self._clock_ns)
+            line = self._line
+            line_ns = line.at(self._clock_ns()) if now_ns is None else line.at_reading(now_ns, self._clock_ns)
             admitted = permits.take() if share is WHOLE else permits.take_within(share)
             self._admitted += admitted
             in_use = permits.in_use

@@ -58,6 +58,12 @@ def test_another_row_of_ours_is_no_rival() -> None:
     assert missed(rows(BREAKER=[row(OURS, Kind.BREAKER, 100), row(f"{OURS}, other", Kind.BREAKER, 50)])) == []
 
 
+def test_every_row_of_ours_is_measured() -> None:
+    """Not only the form that is the fastest."""
+    breakers = [row(OURS, Kind.BREAKER, 50), row(f"{OURS}, other", Kind.BREAKER, 100), row("good", Kind.BREAKER, 90)]
+    assert missed(rows(BREAKER=breakers)) == ["CircuitBreaker, closed, other: more than 1.05 times good"]
+
+
 def test_nothing_is_missed_without_a_comparison() -> None:
     """The peers may not be installed."""
     assert missed([]) == []
@@ -68,7 +74,10 @@ def test_the_table_tells_who_is_slower_and_who_offers_nothing() -> None:
     printed = table(rows(RETRY=[row(OURS, Kind.RETRY, 100), row("tenacity", Kind.RETRY, 80)]))
     (line,) = (line for line in printed.splitlines() if line.strip().startswith("tenacity"))
     assert "1.25 x" in line
-    assert line.endswith("MISSED")
+    assert line.endswith("at most 1.05")
+    (line,) = (line for line in printed.splitlines() if "MISSED" in line)
+    assert line.strip().startswith(OURS)
+    assert line.endswith("MISSED: more than 1.05 times tenacity")
     assert printed.count("not offered on asyncio by") == len(Kind)
 
 

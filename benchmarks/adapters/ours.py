@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from benchmarks.offers import OURS, Kind, Offer
+from benchmarks.offers import KEY, OURS, Kind, Offer
 from resilience import (
+    AIMD,
+    AdaptiveLimiter,
     Bulkhead,
     CircuitBreaker,
     ConstantBackoff,
@@ -14,10 +16,13 @@ from resilience import (
     FailureRate,
     Fallback,
     Hedge,
+    Keyed,
     Policy,
     RateLimiter,
     Retry,
+    StormGuard,
     Timeout,
+    TimeWindow,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +42,23 @@ def _breaker(terms: Terms) -> CircuitBreaker:
 def _breaker_by_rate(terms: Terms) -> CircuitBreaker:
     rate = FailureRate(1.0, CountWindow(100), min_calls=terms.failures)
     return CircuitBreaker(recovery_timeout=terms.recovery, trip=rate)
+
+
+def _breaker_by_rate_of_time(terms: Terms) -> CircuitBreaker:
+    rate = FailureRate(1.0, TimeWindow(60.0), min_calls=terms.failures)
+    return CircuitBreaker(recovery_timeout=terms.recovery, trip=rate)
+
+
+def _adaptive(work: Work, terms: Terms) -> Work:
+    return AdaptiveLimiter(AIMD(initial_limit=terms.concurrent, max_limit=terms.concurrent))(work)
+
+
+def _storm(_: Work, terms: Terms) -> Work:
+    return StormGuard(terms.per, terms.events).should_process_event
+
+
+def _keyed(work: Work, terms: Terms) -> Work:
+    return Keyed[str, RateLimiter](lambda _: _limiter(terms)).layer(key=lambda: KEY)(work)
 
 
 def _retry(terms: Terms) -> Retry:
@@ -60,9 +82,18 @@ OFFERS = (
         make=lambda work, terms: _breaker_by_rate(terms)(work),
         threads=True,
     ),
+    Offer(
+        library=f"{OURS}, failure rate in time",
+        kind=Kind.BREAKER,
+        make=lambda work, terms: _breaker_by_rate_of_time(terms)(work),
+        threads=True,
+    ),
     Offer(library=OURS, kind=Kind.RETRY, make=lambda work, terms: _retry(terms)(work), threads=True),
     Offer(library=OURS, kind=Kind.TIMEOUT, make=lambda work, terms: Timeout(terms.seconds)(work), threads=True),
     Offer(library=OURS, kind=Kind.BULKHEAD, make=lambda work, terms: Bulkhead(terms.concurrent)(work), threads=True),
+    Offer(library=OURS, kind=Kind.ADAPTIVE, make=_adaptive, threads=True),
+    Offer(library=OURS, kind=Kind.STORM, make=_storm, threads=True),
+    Offer(library=OURS, kind=Kind.KEYED, make=_keyed, threads=True),
     Offer(library=OURS, kind=Kind.FALLBACK, make=lambda work, _: Fallback(True)(work), threads=True),  # noqa: FBT003 - the answer
     Offer(library=OURS, kind=Kind.HEDGE, make=lambda work, terms: Hedge(terms.hedge_after)(work), threads=True),
 )

@@ -16,20 +16,17 @@ import stamina
 import tenacity
 from aiolimiter import AsyncLimiter
 from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import FixedWindowRateLimiter
+from limits.aio.strategies import FixedWindowRateLimiter, MovingWindowRateLimiter
 from pyrate_limiter import Limiter, Rate
 from throttled.asyncio import MemoryStore, Throttled
 from throttled.asyncio.rate_limiter import per_hour, per_sec
 
-from benchmarks.offers import HOUR, Kind, Offer
+from benchmarks.offers import HOUR, KEY, Kind, Offer
 
 if TYPE_CHECKING:
     from benchmarks.offers import Terms, Work
 
 __all__ = ["OFFERS"]
-
-KEY = "everybody"
-
 
 # -- rate limiters ----------------------------------------------------------------------------------------------------
 
@@ -46,12 +43,28 @@ def _aiolimiter(work: Work, terms: Terms) -> Work:
 
 def _limits(_: Work, terms: Terms) -> Work:
     # Its cheapest strategy, and the only one whose cost does not grow with the number of calls in the window.
-    item = (limits.RateLimitItemPerHour if terms.per == HOUR else limits.RateLimitItemPerSecond)(terms.rate)
-    return partial(FixedWindowRateLimiter(MemoryStorage()).hit, item, KEY)
+    return partial(FixedWindowRateLimiter(MemoryStorage()).hit, _limits_item(terms, terms.rate), KEY)
 
 
-def _pyrate(terms: Terms) -> Limiter:
-    return Limiter(Rate(terms.rate, terms.per * 1_000), buffer_ms=1)
+def _limits_item(terms: Terms, rate: int) -> limits.RateLimitItem:
+    return (limits.RateLimitItemPerHour if terms.per == HOUR else limits.RateLimitItemPerSecond)(rate)
+
+
+def _limits_window(_: Work, terms: Terms) -> Work:
+    return partial(MovingWindowRateLimiter(MemoryStorage()).hit, _limits_item(terms, terms.events), KEY)
+
+
+def _limits_keyed(work: Work, terms: Terms) -> Work:
+    admitted = _limits(work, terms)
+
+    async def guarded() -> object:
+        return await admitted() and await work()
+
+    return guarded
+
+
+def _pyrate(rate: int, per: int) -> Limiter:
+    return Limiter(Rate(rate, per * 1_000), buffer_ms=1)
 
 
 def _throttled(terms: Terms) -> Throttled:
@@ -68,16 +81,25 @@ _LIMITERS = (
     ),
     Offer(library="aiolimiter", kind=Kind.LIMITED, make=_aiolimiter, threads=False),
     Offer(library="limits", kind=Kind.ACQUIRE, make=_limits, threads=False),
+    Offer(library="limits", kind=Kind.STORM, make=_limits_window, threads=False),
+    Offer(library="limits", kind=Kind.KEYED, make=_limits_keyed, threads=False),
+    # It keeps a list of what is in the window, whatever it is used for.
+    Offer(
+        library="pyrate-limiter",
+        kind=Kind.STORM,
+        make=lambda _, terms: _pyrate(terms.events, terms.per).try_acquire_async,
+        threads=True,
+    ),
     Offer(
         library="pyrate-limiter",
         kind=Kind.ACQUIRE,
-        make=lambda _, terms: _pyrate(terms).try_acquire_async,
+        make=lambda _, terms: _pyrate(terms.rate, terms.per).try_acquire_async,
         threads=True,
     ),
     Offer(
         library="pyrate-limiter",
         kind=Kind.LIMITED,
-        make=lambda work, terms: _pyrate(terms).as_decorator(name=KEY)(work),
+        make=lambda work, terms: _pyrate(terms.rate, terms.per).as_decorator(name=KEY)(work),
         threads=True,
     ),
     Offer(

@@ -19,7 +19,7 @@ from interlock import CircuitBreaker, Config
 from interlock.pipeline import Pipeline
 from tenacity import wait_fixed
 
-from benchmarks.offers import HOUR, Kind, Offer
+from benchmarks.offers import HOUR, KEY, Kind, Offer
 
 if TYPE_CHECKING:
     from benchmarks.offers import Terms, Work
@@ -57,6 +57,10 @@ def _nopanic_bulkhead(terms: Terms) -> nopanic.bulkhead:
     return nopanic.bulkhead(terms.concurrent, max_wait=0)
 
 
+def _nopanic_keyed(work: Work, terms: Terms) -> Work:
+    return nopanic.keyed(lambda _: _nopanic_limiter(terms), key=lambda: KEY)(work)
+
+
 def _nopanic_five(work: Work, terms: Terms) -> Work:
     return nopanic.compose(
         nopanic.timeout(terms.seconds),
@@ -80,6 +84,7 @@ _NOPANIC = (
         threads=True,
     ),
     Offer(library="nopanic", kind=Kind.BULKHEAD, make=lambda work, terms: _nopanic_bulkhead(terms)(work), threads=True),
+    Offer(library="nopanic", kind=Kind.KEYED, make=_nopanic_keyed, threads=True),
     Offer(
         library="nopanic", kind=Kind.FALLBACK, make=lambda work, _: nopanic.fallback(handler=True)(work), threads=True
     ),
@@ -245,7 +250,7 @@ def _aioresilience_acquire(_: Work, terms: Terms) -> Work:
     limiter = aioresilience.RateLimiter()
     rate = f"{terms.rate}/{'hour' if terms.per == HOUR else 'second'}"
 
-    return partial(limiter.check_rate_limit, "everybody", rate)
+    return partial(limiter.check_rate_limit, KEY, rate)
 
 
 def _aioresilience_limited(work: Work, terms: Terms) -> Work:
@@ -283,6 +288,19 @@ def _aioresilience_bulkhead(work: Work, terms: Terms) -> Work:
     return aioresilience.with_bulkhead(aioresilience.Bulkhead("one", config))(work)
 
 
+def _aioresilience_adaptive(work: Work, terms: Terms) -> Work:
+    config = aioresilience.config.AdaptiveConcurrencyConfig(
+        initial_limit=terms.concurrent, min_limit=1, max_limit=terms.concurrent
+    )
+    limiter = aioresilience.AdaptiveConcurrencyLimiter("one", config)
+
+    async def guarded() -> object:
+        async with limiter:
+            return await work()
+
+    return guarded
+
+
 def _aioresilience_fallback(work: Work, _: Terms) -> Work:
     config = aioresilience.config.FallbackConfig(fallback=True)
     return aioresilience.with_fallback_handler(aioresilience.FallbackHandler(config))(work)
@@ -303,6 +321,9 @@ _AIORESILIENCE = tuple(
         (Kind.RETRY, _aioresilience_retry),
         (Kind.TIMEOUT, _aioresilience_timeout),
         (Kind.BULKHEAD, _aioresilience_bulkhead),
+        (Kind.ADAPTIVE, _aioresilience_adaptive),
+        # Its limiter is one for all keys.
+        (Kind.KEYED, _aioresilience_limited),
         (Kind.FALLBACK, _aioresilience_fallback),
     )
 )
