@@ -241,7 +241,7 @@ class RateLimiter(Guard):
             tokens.guard = self
             tokens.generation = generation
             tokens.tat = tat
-            tokens.units = self._one if cost is _ONE else self._bucket.units(cost)
+            tokens.cost = cost
             return tokens
         with self._section:
             units = self._checked_units(cost)
@@ -492,15 +492,15 @@ class _Tokens(Permit):
     Its limiter fills it in: a frame for that would double what making one costs.
     """
 
-    __slots__ = ("tat", "units")
+    __slots__ = ("cost", "tat")
 
+    cost: float
     tat: int
-    units: int
 
     __init__ = object.__init__
 
     def give_back(self, bucket: TokenBucket) -> bool:
-        return bucket.give_back_last(self.generation, self.tat, self.units)
+        return bucket.give_back_last(self.generation, self.tat, bucket.units(self.cost))
 
 
 class _Place(Waiter):
