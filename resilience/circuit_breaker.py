@@ -310,11 +310,10 @@ class CircuitBreaker(Guard):
     def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - every call weighs the same
         """Decide at once whether a call may run."""
         machine = self._machine
-        # Through a closed circuit without the lock. The generation is read first: if the state changes after that, the
-        # permit is merely stale, and what comes of the call does not count; that the circuit was closed when the
-        # state was read is all that it takes to admit.
-        generation = machine.generation
+        # Through a closed circuit without the lock. The state is read first, so that the permit is of the closed period
+        # that was seen; or, if that has ended just now, of what has come since: it counts if that is closed again.
         if machine.state is _CLOSED:
+            generation = machine.generation
             self._admissions.add()
             if self._slow_ns is None:
                 return Permit(self, generation)

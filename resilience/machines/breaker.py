@@ -241,7 +241,9 @@ class Breaker:
 
     def _become(self, state: CircuitState, now_ns: int) -> None:
         self.changes.append((self.state, state, now_ns))
-        self.state = state
+        # In this order: whoever reads the state without a lock, and then the generation, has no older one than that of
+        # the state.
         self.generation += 1
+        self.state = state
         self._probes.clear()
         self._successes = 0

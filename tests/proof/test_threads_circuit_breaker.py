@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import attrs
 import pytest
 
-from resilience import CircuitBreaker, CircuitState, Permit, circuit_breaker, events
+from resilience import (
+    CircuitBreaker,
+    CircuitState,
+    ConsecutiveFailures,
+    CountWindow,
+    FailureRate,
+    Permit,
+    circuit_breaker,
+    events,
+)
 from resilience.events import EventQueue, Section
+from resilience.machines import breaker, tripwires
 from resilience.testing import Model, Operation
 from tests.proof.threaded import World, linearizable, unlocked
 from tests.resilience.support import assert_caught
@@ -20,32 +30,40 @@ if TYPE_CHECKING:
     from resilience.outcome import Verdict
 
 WATCHED = [circuit_breaker, events]
-THRESHOLD = 2
+MACHINES = [breaker, tripwires]
 RECOVERY = 10
 PROBES = 2
 
 Settling: TypeAlias = Literal["success", "failure", "ignored", "cancelled"]
+#: How the circuit is at first. Where it is "steady", a success is counted without the lock; where it is "closing", all
+#: probes are under way.
+Beginning: TypeAlias = Literal["closed", "steady", "half-open", "closing"]
 
 
 class Circuit(World):
     """A breaker that two failures in a row open for ten seconds, and that then lets two probes through."""
 
-    def __init__(self, kind: type[CircuitBreaker], *, half_open: bool) -> None:
+    def __init__(self, kind: type[CircuitBreaker], beginning: Beginning) -> None:
         super().__init__()
         self.changes: list[tuple[str, str]] = []
         self.breaker = kind(
-            THRESHOLD,
-            RECOVERY,
+            recovery_timeout=RECOVERY,
+            # Two in a row, either way.
+            trip=ConsecutiveFailures(2) if beginning == "closed" else FailureRate(1.0, CountWindow(2), 2),
             half_open_max_calls=PROBES,
             probe_timeout=1_000,
             on_state_change=lambda _, old, new: self.changes.append((old.value, new.value)),
             clock=self.clock,
         )
-        if half_open:
-            for _ in range(THRESHOLD):
+        if beginning != "closed":
+            for _ in range(2):
                 self.admit()
-                self.settle("failure")
+                self.settle("success" if beginning == "steady" else "failure")
             self.wait()
+        self.probes: list[tuple[str, Permit]] = []
+        for _ in range(PROBES if beginning == "closing" else 0):
+            self.admit()
+            self.probes += filter(None, [self.kept()])
 
     def admit(self) -> None:
         """Ask for a permit."""
@@ -62,6 +80,12 @@ class Circuit(World):
             name, permit = kept
             with self.history.operation("settle", name, verdict):
                 getattr(permit, verdict)()
+
+    def succeed(self) -> None:
+        """Have a probe that is under way succeed."""
+        name, permit = self.probes.pop()
+        with self.history.operation("settle", name, "success"):
+            permit.success()
 
     def return_a_result(self) -> None:
         """Settle the last permit as a call that has returned does."""
@@ -154,7 +178,7 @@ class BreakerModel(Model[Told]):
             return now
         after = attrs.evolve(now, probes=now.probes - {name})
         if verdict == "failure":
-            if now.state == "half_open" or now.failures + 1 == THRESHOLD:
+            if now.state == "half_open" or now.failures == 1:
                 return after.become("open")
             return attrs.evolve(after, failures=now.failures + 1)
         if verdict == "success":
@@ -180,36 +204,38 @@ ACTS: list[Act] = [
     Circuit.reset,
     Circuit.wait,
 ]
-CLOSED: list[list[list[Act]]] = [
-    [[Circuit.admit, settle("failure")], [Circuit.admit, settle("failure"), Circuit.look]],
-    [[Circuit.admit, settle("failure")], [Circuit.reset, Circuit.admit, settle("failure")]],
-]
-HALF_OPEN: list[list[list[Act]]] = [
-    [[Circuit.admit]] * 3,
-    [[Circuit.admit, settle("failure"), Circuit.wait], [Circuit.admit, Circuit.return_a_result, Circuit.admit]],
-]
+FAIL: list[Act] = [Circuit.admit, settle("failure")]
+FIXED: dict[Beginning, list[list[list[Act]]]] = {
+    "closed": [[FAIL, [*FAIL, Circuit.look]], [FAIL, [Circuit.reset, *FAIL]]],
+    "steady": [[[*FAIL, *FAIL], [Circuit.admit, Circuit.return_a_result]]],
+    "half-open": [
+        [[Circuit.admit]] * 3,
+        [[*FAIL, Circuit.wait], [Circuit.admit, Circuit.return_a_result, Circuit.admit]],
+    ],
+    "closing": [[FAIL, [Circuit.succeed, *FAIL]], [[Circuit.succeed, *FAIL], FAIL]],
+}
 
 
-def is_a_circuit(kind: type[CircuitBreaker], *, half_open: bool) -> Callable[[], None]:
-    """Make the property that threads see a circuit to which one comes at a time, closed or half-open at first."""
+def is_a_circuit(kind: type[CircuitBreaker], beginning: Beginning) -> Callable[[], None]:
+    """Make the property that threads see a circuit to which one comes at a time."""
 
     def law() -> None:
         linearizable(
-            lambda: Circuit(kind, half_open=half_open),
+            lambda: Circuit(kind, beginning),
             BreakerModel(),
             acts=ACTS,
-            fixed=HALF_OPEN if half_open else CLOSED,
-            watch=[*WATCHED, kind],
+            fixed=FIXED[beginning],
+            watch=[*WATCHED, *(MACHINES if beginning in ("steady", "closing") else []), kind],
             also=Circuit.is_as_told,
         )
 
     return law
 
 
-@pytest.mark.parametrize("half_open", [False, True], ids=["closed", "half-open"])
-def test_threads_see_one_circuit(half_open: bool) -> None:  # noqa: FBT001 - a case
+@pytest.mark.parametrize("beginning", FIXED)
+def test_threads_see_one_circuit(beginning: Beginning) -> None:
     """CB1, CB3, CB4, CB6: what threads do could have been done one after the other; changes are told so."""
-    is_a_circuit(CircuitBreaker, half_open=half_open)()
+    is_a_circuit(CircuitBreaker, beginning)()
 
 
 class LooksFirst(CircuitBreaker):
@@ -240,6 +266,38 @@ class ComparesFirst(CircuitBreaker):
         super().settle(permit, verdict)
 
 
+class ReadsTheGenerationFirst(CircuitBreaker):
+    """A mutant: if the circuit closes after its generation was read, a call is let through that will not count."""
+
+    def try_admit(self) -> Permit | None:
+        generation = self._machine.generation
+        if self._machine.state is CircuitState.CLOSED:
+            self._admissions.add()
+            return Permit(self, generation)
+        return super().try_admit()
+
+
+class StateFirst(breaker.Breaker):
+    """A machine whose state is changed before its generation is."""
+
+    __slots__ = ()
+
+    def _become(self, state: CircuitState, now_ns: int) -> None:
+        self.changes.append((self.state, state, now_ns))
+        self.state = state
+        self.generation += 1
+        self._probes.clear()
+        self._successes = 0
+
+
+class ChangesTheStateFirst(CircuitBreaker):
+    """A mutant: for an instant the circuit is closed, and a call that is let through will not count."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as the breaker's
+        super().__init__(*args, **kwargs)
+        self._machine.__class__ = StateFirst
+
+
 class EverybodyDrains(EventQueue):
     """Whoever finds events delivers them."""
 
@@ -262,9 +320,17 @@ class TellsAtOnce(CircuitBreaker):
 
 
 @pytest.mark.parametrize(
-    ("mutant", "half_open"),
-    [(unlocked(CircuitBreaker), False), (LooksFirst, True), (ComparesFirst, False), (TellsAtOnce, True)],
+    ("mutant", "beginning"),
+    [
+        (unlocked(CircuitBreaker), "closed"),
+        (unlocked(CircuitBreaker), "steady"),
+        (LooksFirst, "half-open"),
+        (ComparesFirst, "closed"),
+        (TellsAtOnce, "half-open"),
+        (ReadsTheGenerationFirst, "closing"),
+        (ChangesTheStateFirst, "closing"),
+    ],
 )
-def test_a_breaker_that_races_is_caught(mutant: type[CircuitBreaker], half_open: bool) -> None:  # noqa: FBT001 - a case
+def test_a_breaker_that_races_is_caught(mutant: type[CircuitBreaker], beginning: Beginning) -> None:
     """Without its lock, with a question asked or an answer given outside of it, some schedule shows it."""
-    assert_caught(is_a_circuit(mutant, half_open=half_open))
+    assert_caught(is_a_circuit(mutant, beginning))
