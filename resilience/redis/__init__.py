@@ -9,5 +9,6 @@ from __future__ import annotations
 from resilience.redis.rate_limiter import RedisRateLimiter
 from resilience.redis.shared import SharedStatistics
 from resilience.redis.store import RedisStore
+from resilience.redis.storm_guard import RedisStormGuard, SharedStormStatistics
 
-__all__ = ["RedisRateLimiter", "RedisStore", "SharedStatistics"]
+__all__ = ["RedisRateLimiter", "RedisStore", "RedisStormGuard", "SharedStatistics", "SharedStormStatistics"]

@@ -77,15 +77,18 @@ class Terms:
 class _Take(Request):
     """What asks for tokens, and in which terms."""
 
-    __slots__ = ("terms", "units")
+    __slots__ = ("cost", "terms", "units")
 
-    def __init__(self, limiter: RedisRateLimiter, terms: Terms, units: int, max_wait_ns: int | None) -> None:
+    def __init__(self, limiter: RedisRateLimiter, cost: float, max_wait_ns: int | None) -> None:
+        terms = limiter._terms  # noqa: SLF001 - one class in parts
+        units = terms.units(cost)
+        self.cost = cost
         self.terms = terms
         self.units = units
         max_wait_us = FOREVER if max_wait_ns is None else max_wait_ns // 1_000
         super().__init__(
             limiter.script,
-            (limiter._key,),  # noqa: SLF001 - one class in parts
+            limiter._keys,  # noqa: SLF001
             ("take", terms.scale, terms.burst, units, max_wait_us),
             undo=lambda reply: limiter._give_back(_Turn(limiter, self, reply)) if reply[0] else None,  # noqa: SLF001
         )
@@ -217,12 +220,12 @@ class RedisRateLimiter(SharedGuard[RateLimiter]):
         return await self._admit(cost, self._max_wait_ns)
 
     async def _admit(self, cost: float, max_wait_ns: int | None) -> Permit:
-        request = self._take(cost, max_wait_ns)
+        request = _Take(self, cost, max_wait_ns)
         try:
             reply = await self.store.ask(request)
         except StoreError as error:
             if self.on_store_error != "local" or max_wait_ns == 0:
-                return self._admit_alone(error, cost)
+                return self._admit_alone(error, request)
             self._announce_unshared(error)
             max_wait = math.inf if max_wait_ns is None else seconds(max_wait_ns)
             if await self._local.acquire(cost, max_wait=max_wait):
@@ -250,12 +253,12 @@ class RedisRateLimiter(SharedGuard[RateLimiter]):
 
     def admit_blocking(self, cost: float = 1) -> Permit:
         """Do the same in plain code, blocking the thread; RuntimeError where an event loop runs in it."""
-        request = self._take(cost, self._max_wait_ns)
+        request = _Take(self, cost, self._max_wait_ns)
         try:
             reply = self.store.ask_blocking(request)
         except StoreError as error:
             if self.on_store_error != "local":
-                return self._admit_alone(error, cost)
+                return self._admit_alone(error, request)
             self._announce_unshared(error)
             return self._local.admit_blocking(cost)
         turn = self._read(request, reply)
@@ -287,14 +290,16 @@ class RedisRateLimiter(SharedGuard[RateLimiter]):
         return attrs.evolve(shared, ignored=ignored + shared.ignored, waiting=waiting + shared.waiting)
 
     def _request(self, cost: float) -> _Take:
-        return self._take(cost, self._max_wait_ns)
+        return _Take(self, cost, self._max_wait_ns)
 
-    def _take(self, cost: float, max_wait_ns: int | None) -> _Take:
-        terms = self._terms
-        return _Take(self, terms, terms.units(cost), max_wait_ns)
+    def _admit_locally(self, request: Request) -> Permit:
+        decision = self._local.admit(None, _of_ours(request).cost)
+        if isinstance(decision, Permit):
+            return decision
+        raise self._local.refuse(decision)
 
     def _read(self, request: Request, reply: Reply) -> _Turn:
-        assert isinstance(request, _Take)  # noqa: S101 - what _take made
+        request = _of_ours(request)
         granted, wait_us, *_, missing = map(int, reply)
         self._known = (request.terms, missing, self.clock.monotonic_ns())
         if not granted:
@@ -308,10 +313,15 @@ class RedisRateLimiter(SharedGuard[RateLimiter]):
 
     def _give_back(self, turn: _Turn) -> None:
         terms = turn.terms
-        self._tell("give_back", terms.scale, terms.burst, turn.units, *turn.stamp)
+        self._tell(self._keys, "give_back", terms.scale, terms.burst, turn.units, *turn.stamp)
 
     def __repr__(self) -> str:
         return f"<RedisRateLimiter {self.name!r} on {self.store!r}>"
+
+
+def _of_ours(request: Request) -> _Take:
+    assert isinstance(request, _Take)  # noqa: S101 - a limiter asks for nothing else
+    return request
 
 
 def _wait_ns(max_wait: float) -> int | None:

@@ -53,7 +53,7 @@ class SharedGuard(Guard, Generic[L]):
     A subclass makes the guard that takes over, and says what it asks (`script`, `_request`) and how to read the answer.
     """
 
-    __slots__ = ("_key", "_local", "_lost", "_unshared", "clock", "on_store_error", "store")
+    __slots__ = ("_keys", "_local", "_lost", "_unshared", "clock", "on_store_error", "store")
 
     #: It has to ask, so nothing is admitted at once.
     waits = True
@@ -71,7 +71,7 @@ class SharedGuard(Guard, Generic[L]):
         self.store: RedisStore = store
         self.clock: Clock = store.clock
         self.on_store_error: OnStoreError = on_store_error
-        self._key = f"{store.prefix}:{kind}:{name}"
+        self._keys: tuple[str, ...] = (f"{store.prefix}:{kind}:{name}",)
         self._local = local
         # Decisions without the server that are not the local guard's; and what the server was to be told, and was not.
         self._unshared = self._lost = 0
@@ -86,6 +86,10 @@ class SharedGuard(Guard, Generic[L]):
     def _read(self, request: Request, reply: Reply) -> Permit:
         """Return what was admitted, or raise the refusal."""
 
+    @abstractmethod
+    def _admit_locally(self, request: Request) -> Permit:
+        """Ask the guard that takes over; return what it admits, or raise its refusal."""
+
     # -- as a layer ---------------------------------------------------------------------------------------------------
 
     def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits:  # noqa: ARG002 - nothing is known here
@@ -97,11 +101,13 @@ class SharedGuard(Guard, Generic[L]):
 
         A cancellation meanwhile goes on, and what was admitted is taken back.
         """
-        request = self._request(cost)
+        return await self._ask(self._request(cost))
+
+    async def _ask(self, request: Request) -> Permit:
         try:
             reply = await self.store.ask(request)
         except StoreError as error:
-            return self._admit_alone(error, cost)
+            return self._admit_alone(error, request)
         return self._read(request, reply)
 
     def admit_blocking(self, cost: float = 1) -> Permit:
@@ -110,7 +116,7 @@ class SharedGuard(Guard, Generic[L]):
         try:
             reply = self.store.ask_blocking(request)
         except StoreError as error:
-            return self._admit_alone(error, cost)
+            return self._admit_alone(error, request)
         return self._read(request, reply)
 
     def settle(self, permit: Permit, verdict: Verdict) -> None:
@@ -122,14 +128,11 @@ class SharedGuard(Guard, Generic[L]):
 
     # -- without the server -------------------------------------------------------------------------------------------
 
-    def _admit_alone(self, error: StoreError, cost: float) -> Permit:
+    def _admit_alone(self, error: StoreError, request: Request) -> Permit:
         """Do what `on_store_error` says."""
         self._announce_unshared(error)
         if self.on_store_error == "local":
-            decision = self._local.admit(None, cost)
-            if isinstance(decision, Permit):
-                return decision
-            raise self._local.refuse(decision)
+            return self._admit_locally(request)
         with self._section:
             self._unshared += 1
             self._admitted += self.on_store_error == "admit"
@@ -141,9 +144,9 @@ class SharedGuard(Guard, Generic[L]):
         """Count a refusal, and return what says in what time it is worth asking again."""
         return self.refuse(NotUntil(self.clock.monotonic_ns() + delay_ns))
 
-    def _tell(self, *args: str | int) -> None:
+    def _tell(self, keys: tuple[str, ...], *args: str | int) -> None:
         """Tell the server something without waiting for it. Any thread."""
-        if not self.store.tell(Request(self.script, (self._key,), args), self._lose):
+        if not self.store.tell(Request(self.script, keys, args), self._lose):
             self._lost += 1
 
     def _lose(self, error: StoreError) -> None:

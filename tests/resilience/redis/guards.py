@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from resilience import RejectedError
-from resilience.redis import RedisRateLimiter
+from resilience.redis import RedisRateLimiter, RedisStormGuard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from resilience.redis.shared import OnStoreError, SharedGuard
 
 #: How many calls each lets pass at once, without a failure among them; None: all.
-ROOM: dict[str, int | None] = {"limiter": 3}
+ROOM: dict[str, int | None] = {"limiter": 3, "storm guard": 3}
 
 
 def make(kind: str, store: RedisStore, on_store_error: OnStoreError = "local") -> SharedGuard[Any]:
@@ -28,7 +28,14 @@ def _limiter(store: RedisStore, on_store_error: OnStoreError) -> RedisRateLimite
     return RedisRateLimiter(store, 0.001, 3, name="guard", on_store_error=on_store_error)
 
 
-MAKERS: dict[str, Callable[[RedisStore, OnStoreError], SharedGuard[Any]]] = {"limiter": _limiter}
+def _storm_guard(store: RedisStore, on_store_error: OnStoreError) -> RedisStormGuard:
+    return RedisStormGuard(store, 1_000.0, 3, name="guard", on_store_error=on_store_error)
+
+
+MAKERS: dict[str, Callable[[RedisStore, OnStoreError], SharedGuard[Any]]] = {
+    "limiter": _limiter,
+    "storm guard": _storm_guard,
+}
 each_kind = pytest.mark.parametrize("kind", MAKERS)
 each_mode = pytest.mark.parametrize("mode", ["local", "admit", "reject"])
 

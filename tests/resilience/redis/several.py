@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import attrs
 
-from resilience import RateLimiter, RejectedError
-from resilience.redis import RedisRateLimiter, RedisStore
+from resilience import RateLimiter, RejectedError, StormGuard
+from resilience.redis import RedisRateLimiter, RedisStore, RedisStormGuard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,9 @@ ROOT = Path(__file__).parent.parent.parent.parent
 
 MAKERS: dict[str, Callable[[RedisStore, dict[str, Any]], Guard]] = {
     "limiter": lambda store, terms: RedisRateLimiter(store, name="guard", **terms),
+    "storm guard": lambda store, terms: RedisStormGuard(store, name="guard", **terms),
     # What a process would have without a server: each its own.
+    "local storm guard": lambda _, terms: StormGuard(**terms),
     "local limiter": lambda _, terms: RateLimiter(**terms),
 }
 

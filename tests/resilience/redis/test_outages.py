@@ -237,7 +237,7 @@ async def test_a_key_that_is_something_else_troubles_its_guard_alone(
     """RL12: an error in one guard's script is no reason to leave the server alone."""
     guard, other = make(kind, store, mode), make(kind, RedisStore(server.url, prefix="other"), mode)
     with server.client() as client:
-        client.set(guard._key, "nonsense")
+        client.set(guard._keys[0], "nonsense")
     await assert_declared(kind, mode, lambda: passes(guard))
     assert guard.statistics().unshared == 5
     assert len(losses(events)) == 5

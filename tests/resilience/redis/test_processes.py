@@ -55,3 +55,24 @@ def test_processes_share_one_bucket(redis_url: str, prefix: str, max_wait: float
 def test_processes_that_share_nothing_are_seen(redis_url: str, prefix: str) -> None:
     """RL1: a limiter in each process lets three times as much pass."""
     assert_caught(partial(law_rl1, "local limiter", redis_url, prefix, 0.0))
+
+
+def law_sg1(kind: str, url: str, prefix: str) -> None:
+    """SG1: in no window of this length do more events pass than one guard admits, and a full one empties again."""
+    window, most = 0.2, 25
+    calls = run_several(kind, url, prefix, terms={"window_size": window, "max_events": most}, plan=PLAN)
+    ran = [call for call in calls if call.ran]
+    for start in sorted({call.asked_at for call in ran}):
+        assert sum(start <= call.asked_at and call.answered_at <= start + window * 1e9 for call in ran) <= most
+    assert any(not call.ran for call in calls)
+    assert len(ran) > most
+
+
+def test_processes_share_one_window(redis_url: str, prefix: str) -> None:
+    """SG1: exactly, by the server's clock."""
+    law_sg1("storm guard", redis_url, prefix)
+
+
+def test_processes_with_a_window_each_are_seen(redis_url: str, prefix: str) -> None:
+    """SG1: a guard in each process lets three times as much pass."""
+    assert_caught(partial(law_sg1, "local storm guard", redis_url, prefix))

@@ -125,7 +125,7 @@ MUTANTS = {
     "rounds a wait down": ("wait = wait + 1", "wait = wait + 0"),
     "loses the part": ("part = math.fmod(missing, scale)", "part = 0"),
     "gives back twice as much": ("missing - units", "missing - 2 * units"),
-    "lets its key go early": ("math.floor(us / 1000) + 2", "math.floor(us / 2000)"),
+    "lets its key go early": ("math.floor(us / 1000) + 2", "math.floor(us / 1000) - 1000"),
     "keeps its key": ("math.floor(us / 1000) + 2", "math.floor(us / 1000) + 2000"),
 }
 

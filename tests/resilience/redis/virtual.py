@@ -46,9 +46,10 @@ class ServerTime:
         timed = mutant(script, "redis.call('TIME')", f"redis.call('HMGET', '{self._key}', 's', 'us')")
         return mutant(timed, "return string.format('%.0f', ", f"return string.format('%.0f', {LONGER} + ")
 
-    def run(self, script: Script, key: str, *args: object) -> list[int]:
+    def run(self, script: Script, key: str | tuple[str, ...], *args: object) -> list[int]:
         """Run a virtual script."""
-        return [int(value) for value in self.client.eval(script.source, 1, key, *map(str, args))]
+        keys = (key,) if isinstance(key, str) else key
+        return [int(value) for value in self.client.eval(script.source, len(keys), *keys, *map(str, args))]
 
 
 def mutant(script: Script, old: str, new: str) -> Script:
