@@ -512,8 +512,9 @@ class _Search(Generic[S]):
             while len(decisions) == 1:
                 run.take(decisions[0])
                 decisions = run.decisions()
-            last = number == len(self._forks) - 1
-            if decisions != fork.decisions or (last and fork.key is not None and run.key() != fork.key):
+            # What it comes to is compared once, which costs as much as the run.
+            compared = number == len(self._forks) - 1 and fork.choice == 1 and fork.key is not None
+            if decisions != fork.decisions or (compared and run.key() != fork.key):
                 msg = (
                     f"{self._program.name}: the program does not do the same each time; it differed at step"
                     f" {len(run.schedule) + 1} or before, after {run.schedule!r}"

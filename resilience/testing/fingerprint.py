@@ -27,14 +27,14 @@ import types
 import weakref
 from array import array
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 __all__ = ["fingerprint"]
 
-_ATOMS = (type(None), bool, int, float, complex, str, bytes, range, type(...), type(NotImplemented))
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, range, type(...), type(NotImplemented)})
 # One and the same throughout the process, so that the address tells it.
 _FIXED = (type, types.ModuleType, types.CodeType, types.WrapperDescriptorType, types.MethodDescriptorType)
 # What stands between a coroutine and what it awaits: while it is awaited, it is no more than what it refers to.
@@ -70,20 +70,17 @@ class _Writer:
 
     def write(self, value: object) -> None:
         kind = type(value)
+        words, numbers = self.words, self._numbers
         if kind in _ATOMS:
-            self.words.append(f"{kind.__name__} {value!r}")
+            words.append(f"{kind.__name__} {value!r}")
             return
-        number = self._numbers.get(id(value))
-        if number is not None:
-            self.words.append(f"again {number}")
+        number = numbers.setdefault(id(value), len(numbers))
+        if number < len(self._alive):
+            words.append(f"again {number}")
             return
-        self._numbers[id(value)] = len(self._numbers)
         self._alive.append(value)
-        self.words.append(f"{kind.__qualname__} {id(kind)}")
-        how = _HOW.get(kind)
-        if how is None:
-            how = _HOW[kind] = _how(kind)
-        write, slots, has_dict = how
+        title, write, slots, has_dict = _HOW.get(kind) or _how(kind)
+        words.append(title)
         if write is not None:
             write(self, value)
         if has_dict:
@@ -91,22 +88,30 @@ class _Writer:
         for name in slots:
             content = getattr(value, name, _UNSET)
             if content is not _UNSET:
-                self.words.append(f"slot {name}")
+                words.append(name)
                 self.write(content)
 
     def write_all(self, values: Iterable[object]) -> None:
-        values = list(values)
+        values = values if type(values) is tuple else list(values)
         self.words.append(f"{len(values)} of them")
+        write = self.write
         for value in values:
-            self.write(value)
+            write(value)
 
 
 _UNSET = object()
-_HOW: dict[type, tuple[Callable[[_Writer, Any], None] | None, tuple[str, ...], bool]] = {}
+_How: TypeAlias = "tuple[str, Callable[[_Writer, Any], None] | None, tuple[str, ...], bool]"
+_HOW: dict[type, _How] = {}
 
 
-def _how(kind: type) -> tuple[Callable[[_Writer, Any], None] | None, tuple[str, ...], bool]:
-    """Return what writes an object of this type, and in which slots and whether in a dict it has attributes besides."""
+def _how(kind: type) -> _How:
+    """Return how an object of this type is written: its title, its contents, its slots, and whether it has a dict."""
+    write, slots, has_dict = _parts(kind)
+    found = _HOW[kind] = (f"{kind.__qualname__} {id(kind)}", write, slots, has_dict)
+    return found
+
+
+def _parts(kind: type) -> tuple[Callable[[_Writer, Any], None] | None, tuple[str, ...], bool]:
     write = next((write for kinds, write in _KINDS if issubclass(kind, kinds)), None)
     if issubclass(kind, (*_FIXED, enum.Enum)):
         return write, (), False

@@ -149,20 +149,25 @@ class Trial:
 def explored(
     program: type[Program],
     *,
+    first: int | None = None,
+    beside: Sequence[Callable[[Any], object]] = (),
     cancels: int = 1,
     preemptions: int = PREEMPTIONS,
-    beside: Sequence[Callable[[Any], object]] = (),
 ) -> Trial:
     """Return the trial that runs a program in every order with so many preemptions, cancelling at every point.
 
-    Time passes to the next deadline whenever it likes: that is one more thread. So are the operations `beside`.
+    Time passes to the next deadline whenever it likes: that is one more thread. So are the operations `beside`. Where
+    all its tasks are too many, the `first` few are taken.
     """
+    tasks = program.tasks[:first]
 
     def run(kind: Kind, budget: Budget) -> Report:
         def factory() -> Program:
-            return program(kind, Stage(ManualClock(50.0), exploration.pause))
+            system = program(kind, Stage(ManualClock(50.0), exploration.pause))
+            system.left = len(tasks)
+            return system
 
-        threads: list[Any] = [_performing(task) for task in program.tasks]
+        threads: list[Any] = [_performing(task) for task in tasks]
 
         def within(bound: int | None, limit: int | None = None) -> Report:
             return explore_program(

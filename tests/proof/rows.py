@@ -88,7 +88,7 @@ def prove(row: Row, budget: Budget) -> Result:
             failure = f"{trial.instrument}: {_told(error)}"
             break
     # Mutants need no more than the quick form: to be caught late is to be caught badly.
-    hunt = attrs.evolve(budget, deepen=0, schedules=min(budget.schedules, HUNT))
+    hunt = attrs.evolve(budget, deepen=0, schedules=HUNT)
     mutants = () if failure else tuple(_hunt(row, mutant, hunt) for mutant in row.mutants)
     return Result(
         number=row.number,

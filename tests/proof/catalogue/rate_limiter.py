@@ -13,9 +13,9 @@ from resilience import rate_limiter as limiter_module
 from resilience.machines import token_bucket as bucket_module
 from resilience.machines.token_bucket import TokenBucket
 from resilience.testing import Faults, History, ManualClock, Model, Operation, assert_linearizable
-from tests.proof.catalogue.locks import Unlocked
 from tests.proof.programs import Program, cancelled, explored, interleaved, seeded
 from tests.proof.rows import Row
+from tests.proof.threaded import unlocked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -535,14 +535,6 @@ class GivesTwice(RateLimiter):
             self._bucket.tat -= waiter.units
 
 
-class NoLock(RateLimiter):
-    """Has no lock."""
-
-    def __init__(self, rate: float, capacity: float, *, clock: Clock) -> None:
-        super().__init__(rate, capacity, clock=clock)
-        Unlocked.of(self)
-
-
 class Optimistic(RateLimiter):
     """Does not count those who wait when it says whether a turn will come in time."""
 
@@ -640,7 +632,7 @@ ROWS: tuple[Row, ...] = (
         "RL9",
         "trying and acquiring from several threads is linearizable",
         [interleaved(Threads, _WATCHED)],
-        NoLock,
+        unlocked(RateLimiter),
     ),
     _row(
         "RL10",
