@@ -176,6 +176,8 @@ class Dispatcher:
 
     def wake(self) -> None:
         """Look for work now: something was accepted, or changed. Any thread; not a checkpoint."""
+        if self._woken:
+            return  # whoever was first has woken it
         self._woken = True
         sleeper = self._sleeper
         if sleeper is not None:

@@ -61,8 +61,13 @@ class EndpointGuards:
     """Of these, how many have passed the guards and are being sent."""
     pace: float = math.inf
     """How long an attempt lasts, in seconds, averaged over the last ones; infinite before the first."""
+    lookahead: int = attrs.field(init=False)
+    """How many to have ready beyond those that are being sent."""
     held_until: float = 0.0
     """Unix seconds before which the endpoint wants nothing: it said 429, and when to come back."""
+
+    def __attrs_post_init__(self) -> None:
+        self.lookahead = self.bulkhead.max_concurrent
 
     def capacity(self, now: float, *, free: int) -> int:
         """Return how many deliveries it makes sense to claim that take room from others.
@@ -90,16 +95,12 @@ class EndpointGuards:
             return 0
         return max(0, self._within_rate(most + self.lookahead - self.leased))
 
-    @property
-    def lookahead(self) -> int:
-        """How many to have ready beyond those that are being sent."""
-        most = self.bulkhead.max_concurrent
-        soon = most * _AHEAD_SECONDS / max(self.pace, 1e-6)
-        return max(most, min(_MOST_AHEAD, int(soon)))
-
     def lasted(self, duration: float) -> None:
         """Take note of how long an attempt has lasted, in seconds."""
         self.pace = duration if self.pace == math.inf else self.pace + _WEIGHT * (duration - self.pace)
+        most = self.bulkhead.max_concurrent
+        soon = most * _AHEAD_SECONDS / max(self.pace, 1e-6)
+        self.lookahead = max(most, min(_MOST_AHEAD, int(soon)))
 
     def _within_rate(self, room: int) -> int:
         # What has begun has had its token.

@@ -39,6 +39,9 @@ class Database:
     sealer: Sealer
     _writing: sa.Engine
     _reading: sa.Engine | None
+    # The writer's connection, kept from one transaction to the next: to fetch it from the pool and give it back costs
+    # as much as a small batch. None before the first transaction, and after one that failed.
+    _kept: sa.Connection | None = None
 
     @property
     def reads_apart(self) -> bool:
@@ -47,12 +50,24 @@ class Database:
 
     @contextmanager
     def writing(self, caches: Caches) -> Iterator[Unit]:
-        """Give a transaction that is committed at the end of the block, or rolled back if that raises."""
-        with self._translating(), self._writing.begin() as connection:
-            unit = Unit(connection, self.dialect, self.sealer, caches)
-            unit.begin()
-            yield unit
-            unit.end()
+        """Give a transaction that is committed at the end of the block, or rolled back if that raises.
+
+        For one thread, the writer's.
+        """
+        with self._translating():
+            connection = self._kept
+            if connection is None:
+                connection = self._kept = self._writing.connect()
+            try:
+                with connection.begin():
+                    unit = Unit(connection, self.dialect, self.sealer, caches)
+                    unit.begin()
+                    yield unit
+                    unit.end()
+            except BaseException:
+                self._kept = None
+                connection.close()
+                raise
 
     @contextmanager
     def reading(self) -> Iterator[ReadUnit]:
@@ -64,6 +79,9 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
         if self._reading is not None:
             self._reading.dispose()
         self._writing.dispose()
