@@ -75,7 +75,8 @@ def run(
 
     Args:
         scenario: what to run, called with the `Threads`.
-        watch: the modules whose instructions are chosen one by one; a class or a function stands for its module.
+        watch: the modules whose instructions are chosen one by one; a class or a function stands for its module, or
+            for whatever else it was defined in.
         schedule: who runs when. Choice 0 is the thread that runs already.
         max_steps: after so many instructions the run makes no progress.
 
@@ -112,23 +113,44 @@ def record(
 
     """
     positive_int("max_steps", max_steps)
-    files = frozenset(filter(None, map(_file, watch)))
+    watched = tuple(watch)
+    files = frozenset(filter(None, map(_file, watched)))
     if not files:
         msg = f"watch must be modules, classes or functions that have a source file, not {watch!r}"
         raise ValueError(msg)
-    body = functools.partial(_once, scenario, files)
+    body = functools.partial(_once, scenario, files, watched)
     return (runs.record_twice if twice else runs.record)(body, schedule, max_steps=max_steps)
 
 
 def _file(watched: Watched) -> str | None:
     if isinstance(watched, types.ModuleType):
         return watched.__file__
-    return inspect.getfile(watched)
+    try:
+        return inspect.getfile(watched)
+    except (TypeError, OSError):
+        # A class that was typed at a prompt or ran from a page knows no file; its methods do.
+        return next((function.__code__.co_filename for function in _functions(watched)), None)
 
 
-def _once(scenario: Callable[[Threads], T], files: frozenset[str], recorder: Recorder) -> T:
+def _functions(found: object) -> Iterator[types.FunctionType]:
+    """Yield the function that this is, or those that it is made of."""
+    if isinstance(found, functools.partial):
+        for inner in (found.func, *found.args):
+            yield from _functions(inner)
+    elif isinstance(found, types.MethodType):
+        yield from _functions(found.__func__)
+    elif isinstance(found, type):
+        for inner in vars(found).values():
+            yield from _functions(inner)
+    elif isinstance(found, types.FunctionType):
+        yield found
+
+
+def _once(
+    scenario: Callable[[Threads], T], files: frozenset[str], watched: tuple[Watched, ...], recorder: Recorder
+) -> T:
     time = VirtualTime(recorder)
-    threads = Threads(recorder, time, files)
+    threads = Threads(recorder, time, files, [scenario, *watched])
     with time.shown(), threads._in_charge(), shut_off():  # noqa: SLF001 - its own other half
         return scenario(threads)
 
@@ -156,10 +178,12 @@ class _Thread:
 class Threads:
     """The threads of one run. `run` makes it and hands it to the scenario."""
 
-    def __init__(self, recorder: Recorder, time: VirtualTime, files: frozenset[str]) -> None:
+    def __init__(self, recorder: Recorder, time: VirtualTime, files: frozenset[str], known: list[object]) -> None:
         self._recorder = recorder
         self._time = time
         self._files = files
+        # What may have been made since somebody last looked for all that there is in these files.
+        self._known = known
         self._threads: list[_Thread] = []
         self._by_ident: dict[int, _Thread] = {}
         self._places: dict[tuple[int, int], tuple[str, types.CodeType]] = {}
@@ -200,7 +224,8 @@ class Threads:
             ]
             for worker in workers:
                 worker.start()
-        with _watching(self, [thread.body for thread in threads]):
+        self._known += [thread.body for thread in threads]
+        with _watching(self):
             self._pass_baton(self._choose(None))
             self._wait_for_all()
         with self._originals(), let_in():
@@ -544,10 +569,11 @@ if sys.version_info >= (3, 12):
     _TOOLS = (4, 3)  # the numbers that Python reserves for nobody
 
     @contextmanager
-    def _watching(threads: Threads, bodies: list[Callable[[], object]]) -> Iterator[None]:
+    def _watching(threads: Threads) -> Iterator[None]:
         """Have every instruction of the watched files told to `threads`."""
         tool = next(number for number in _TOOLS if _monitoring.get_tool(number) is None)
-        codes = {*_codes(threads._files), *_codes_of_bodies(bodies, threads._files)}  # noqa: SLF001 - its own other half
+        known = [each.__code__ for found in threads._known for each in _functions(found)]  # noqa: SLF001 - its own other half
+        codes = _codes(threads._files) | _within(known, threads._files)  # noqa: SLF001 - as above
         event, step = _monitoring.events.INSTRUCTION, threads._step  # noqa: SLF001 - as above
 
         def instruction(code: types.CodeType, offset: int) -> object:
@@ -557,12 +583,12 @@ if sys.version_info >= (3, 12):
 
         _monitoring.use_tool_id(tool, __name__)
         _monitoring.register_callback(tool, event, instruction)
-        for code in codes:
+        for code in codes.values():
             _monitoring.set_local_events(tool, code, event)
         try:
             yield
         finally:
-            for code in codes:
+            for code in codes.values():
                 _monitoring.set_local_events(tool, code, 0)
             _monitoring.register_callback(tool, event, None)
             _monitoring.free_tool_id(tool)
@@ -573,37 +599,25 @@ if sys.version_info >= (3, 12):
         yield
 
     @functools.cache
-    def _codes(files: frozenset[str]) -> frozenset[types.CodeType]:
-        """Return all code of these files: functions that exist, and whatever they contain."""
+    def _codes(files: frozenset[str]) -> dict[int, types.CodeType]:
+        """Return all code of these files, the first time that they are asked for: functions, and what these contain."""
         functions = [each for each in gc.get_objects() if isinstance(each, types.FunctionType)]
         return _within([each.__code__ for each in functions], files)
 
-    def _codes_of_bodies(bodies: list[Callable[[], object]], files: frozenset[str]) -> frozenset[types.CodeType]:
-        """Return the code of functions that were made since."""
-        found = []
-        for body in bodies:
-            inner: object = body
-            while isinstance(inner, functools.partial):
-                found += [each.__code__ for each in inner.args if isinstance(each, types.FunctionType)]
-                inner = inner.func
-            inner = getattr(inner, "__func__", inner)
-            if isinstance(inner, types.FunctionType):
-                found.append(inner.__code__)
-        return _within(found, files)
-
-    def _within(codes: list[types.CodeType], files: frozenset[str]) -> frozenset[types.CodeType]:
-        found: set[types.CodeType] = set()
+    def _within(codes: list[types.CodeType], files: frozenset[str]) -> dict[int, types.CodeType]:
+        """Return those of these files, and what they contain, by id: what was read twice is equal, and yet is two."""
+        found: dict[int, types.CodeType] = {}
         while codes:
             code = codes.pop()
-            if code.co_filename in files and code not in found:
-                found.add(code)
+            if code.co_filename in files and id(code) not in found:
+                found[id(code)] = code
                 codes += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-        return frozenset(found)
+        return found
 
 else:
 
     @contextmanager
-    def _watching(_threads: Threads, _bodies: list[Callable[[], object]]) -> Iterator[None]:
+    def _watching(_threads: Threads) -> Iterator[None]:
         """Do nothing: each thread watches itself."""
         yield
 

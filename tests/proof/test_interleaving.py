@@ -8,7 +8,7 @@ import functools
 import queue
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import find, settings
@@ -367,6 +367,24 @@ def test_a_loop_is_called_by_other_threads_in_the_one_way_that_wakes_it() -> Non
             run(functools.partial(scenario, name=name), watch=[Counter])
 
 
+def test_what_no_module_has_is_watched_too() -> None:
+    """A class may come from a prompt; what was defined there later is watched as well."""
+    page: dict[str, Any] = {"__name__": "no module"}
+    source = """
+class Tally:
+    def __init__(self):
+        self.value = 0
+
+    def increment(self):
+        self.value += 1
+"""
+    for _ in range(2):
+        exec(compile(source, "a page", "exec"), page)  # noqa: S102 - our own
+        scenario = functools.partial(count, page["Tally"])
+        errors = [record(scenario, watch=[page["Tally"]], schedule=Random(seed)).error for seed in range(20)]
+        assert any(type(error) is AssertionError for error in errors)
+
+
 def test_nothing_is_left_behind() -> None:
     """A run that is given up ends its threads, its loops and their tasks: nothing has anything to say later."""
 
@@ -412,6 +430,7 @@ def test_runs_in_other_threads_wait_for_one_another() -> None:
 
 def test_bad_arguments_are_refused() -> None:
     """There must be something to watch, and at least one step."""
-    with pytest.raises(ValueError, match=r"^watch must be modules"):
-        run(functools.partial(count, Counter), watch=[])
+    for watch in ([], [int]):
+        with pytest.raises(ValueError, match=r"^watch must be modules"):
+            run(functools.partial(count, Counter), watch=watch)
     assert_refuses("max_steps", 0, run, functools.partial(count, Counter), watch=[Counter])
