@@ -101,7 +101,7 @@ def prove(row: Row, budget: Budget) -> Result:
 
 
 #: How many schedules a mutant may be hunted for.
-HUNT = 400
+HUNT = 250
 
 
 def _hunt(row: Row, mutant: Kind, budget: Budget) -> Killed | Survived:
