@@ -50,7 +50,7 @@ async def run(block: Block, page: Path, namespace: dict[str, object]) -> None:
     code = compile(
         "\n" * (block.line - 1) + block.code, page.name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True
     )
-    if any(call in block.code for call in ("anyio.run(", "explore_program(")):
+    if any(call in block.code for call in ("anyio.run(", "every_cancel_point(", "explore_program(")):
         await anyio.to_thread.run_sync(exec, code, namespace)
     elif code.co_flags & inspect.CO_COROUTINE:
         await eval(code, namespace)  # noqa: S307 - our own pages
