@@ -106,7 +106,7 @@ def outcome(
     if not line.aborted and not reusable:
         connection.eof_received()
     failed = None if connection.complete else str(connection._error)
-    return Outcome(received.status_code, tuple(received.headers), received.body, failed, reusable)
+    return Outcome(received.status_code, tuple(received.headers), bytes(received.body), failed, reusable)
 
 
 BROKE_OFF = "the response body is malformed or broke off"
@@ -432,10 +432,10 @@ def test_as_many_informational_responses_as_anyone_needs() -> None:
 
 
 def test_a_body_in_small_chunks_is_slow_and_not_wrong() -> None:
-    """A body of a megabyte in chunks of one byte comes whole, whatever that costs its sender."""
+    """A long body in chunks of one byte comes whole, and is not copied for each of them."""
     chunk = b"1;x\r\na\r\n"
-    packets = [CHUNKED, *[chunk * 1024] * 1024, b"0\r\n\r\n"]
-    assert outcome(Connection, packets, cap=2**20) == ok(b"a" * 2**20, *IN_CHUNKS, reusable=True)
+    packets = [CHUNKED, *[chunk * 1024] * 256, b"0\r\n\r\n"]
+    assert outcome(Connection, packets, cap=2**18) == ok(b"a" * 2**18, *IN_CHUNKS, reusable=True)
 
 
 @pytest.mark.parametrize(
@@ -604,9 +604,10 @@ def test_small_chunks_piece_by_piece_have_no_limit() -> None:
     connection = connected(Connection, Line())
     connection.begin(b"", Received(cap=sys.maxsize), piecewise=True)
     connection.data_received(CHUNKED)
-    for _ in range(1000):
+    for _ in range(200):
         connection.data_received(b"1\r\na\r\n" * 1000)
         assert connection.take() == b"a" * 1000
+    assert not connection.complete
 
 
 def test_an_answer_to_head_has_no_body() -> None:

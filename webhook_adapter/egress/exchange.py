@@ -58,12 +58,17 @@ class Target:
         """Return the target at `url`, a checked one.
 
         Raises:
-            httpx.LocalProtocolError: the method or a header cannot be written as HTTP.
+            httpx.LocalProtocolError: the method or a header cannot be written as HTTP, or the host is no name.
         """
         if not all(_TOKEN.fullmatch(name) for name in (method, *(key.decode("latin-1") for key, _ in headers))):
             raise httpx.LocalProtocolError("the method or the name of a header of the request is no token")
-        scheme = url.scheme
-        origin = (scheme, url.raw_host.decode("ascii"), url.port or (443 if scheme == "https" else 80))
+        scheme, host = url.scheme, url.raw_host.decode("ascii")
+        try:
+            # As TLS will do it, when it is too late to close the connection.
+            host.encode("idna")
+        except UnicodeError:
+            raise httpx.LocalProtocolError("the host of the URL is no name") from None
+        origin = (scheme, host, url.port or (443 if scheme == "https" else 80))
         request_line = b"%b %b HTTP/1.1\r\n" % (method.encode("ascii"), url.raw_path)
         return cls(url, tuple(headers), origin, request_line + encode_headers(headers))
 

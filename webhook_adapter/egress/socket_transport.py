@@ -156,8 +156,6 @@ class SocketTransport(httpx.AsyncBaseTransport):
         except ssl.SSLCertVerificationError as exc:
             raise TlsError(f"the certificate of {host} is not valid: {exc.verify_message}") from exc
         except OSError as exc:
-            if context is None:
-                raise httpx.ConnectError(f"cannot connect to {host}: {reason(exc)}") from exc
             raise TlsError(f"the TLS handshake with {host} failed: {reason(exc)}") from exc
         return connection
 
