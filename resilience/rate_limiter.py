@@ -66,6 +66,7 @@ class RateLimiter(Guard):
         "_one",
         "_queue",
         "_queued_units",
+        "_served_ns",
         "_waiters",
         "clock",
         "max_wait",
@@ -92,6 +93,8 @@ class RateLimiter(Guard):
         self._queue: ParkingQueue[Waiter] = ParkingQueue()
         self._waiters = self._queue.waiters
         self._queued_units = 0
+        # Up to when everybody has had what was theirs.
+        self._served_ns = now_ns
         self._ignored = 0
 
     @property
@@ -173,8 +176,7 @@ class RateLimiter(Guard):
         """Return in how many seconds a newcomer's call of this cost would be admitted, behind those who wait."""
         with self._section:
             units = self._units(cost)
-            now_ns = self._line.at(self.clock.monotonic_ns())
-            self._grant(now_ns)
+            now_ns = self._serve()
             return seconds(max(0, self._bucket.ready_at(units, self._queued_units) - now_ns))
 
     @property
@@ -192,7 +194,7 @@ class RateLimiter(Guard):
         new_rate = self.rate if rate is None else positive("rate", rate)
         new_capacity = self.capacity if capacity is None else positive("capacity", capacity)
         with self._section:
-            now_ns = self._line.at(self.clock.monotonic_ns())
+            now_ns = self._serve()
             self._bucket.reconfigure(now_ns, new_rate, new_capacity)
             self._one = self._bucket.units(1)
             self._queued_units = 0
@@ -279,20 +281,20 @@ class RateLimiter(Guard):
         with self._section:
             if permit.settled:
                 return
-            given_back = verdict is Verdict.IGNORED and isinstance(permit, _Tokens) and permit.give_back(self._bucket)
+            if verdict is Verdict.IGNORED:
+                self._ignored += 1
+                now_ns = self._serve()
+                if isinstance(permit, _Tokens) and permit.give_back(self._bucket):
+                    self._grant(now_ns)
+                    self._queue.wake_leaders()
             permit.generation = SETTLED
-            self._ignored += verdict is Verdict.IGNORED
-            if given_back:
-                self._grant(self._line.at(self.clock.monotonic_ns()))
-                self._queue.wake_leaders()
 
     def remains(self) -> int | Everything | None:
         """Return when the bucket will be full; None if it is.
 
         A reservation, a turn that was scheduled, or terms that were updated take more than that to tell.
         """
-        now_ns = self._line.at(self.clock.monotonic_ns())
-        self._grant(now_ns)
+        now_ns = self._serve()
         if self._waiters or self._bucket.unsettled:
             return EVERYTHING
         full_at_ns = self._bucket.full_at()
@@ -391,8 +393,7 @@ class RateLimiter(Guard):
         """Queue the waiter, or return False if its turn would come too late."""
         with self._section:
             units = self._units(cost)
-            now_ns = self._line.at(self.clock.monotonic_ns())
-            self._grant(now_ns)
+            now_ns = self._serve()
             delay_ns = max(0, self._bucket.ready_at(units, self._queued_units) - now_ns)
             joined = max_wait_ns is None or delay_ns <= max_wait_ns
             if joined:
@@ -401,20 +402,28 @@ class RateLimiter(Guard):
                 waiter.deadline_ns = None if max_wait_ns is None else now_ns + max_wait_ns
                 if isinstance(waiter, _Place):
                     waiter.delay_ns = delay_ns
-                    waiter.due_ns = now_ns + delay_ns
                 self._queue.join(waiter)
                 self._queued_units += units
         return joined
 
+    def _serve(self) -> int:
+        """Grant what is due by now, and return this instant. The lock is held."""
+        now_ns = self._line.at(self.clock.monotonic_ns())
+        self._grant(now_ns)
+        return now_ns
+
     def _grant(self, now_ns: int) -> None:
-        """Grant from the head of the queue what is due by now. The lock is held."""
+        """Grant from the head of the queue what is due by now. The lock is held.
+
+        Before the bucket is changed by anything but a call that is admitted, whoever is due has to be served.
+        """
         while (head := self._queue.head) is not None:
             at_ns = now_ns
             if isinstance(head, _Place) and head.unattended:
                 # Its tokens were its own when it was due, whenever that is noticed; what has come in since is not lost.
-                at_ns = min(now_ns, max(head.due_ns, self._bucket.ready_at(head.units)))
+                at_ns = min(now_ns, max(self._served_ns, self._bucket.ready_at(head.units)))
             if not self._bucket.take(at_ns, head.units):
-                return
+                break
             self._queued_units -= head.units
             self._queue.leave(head)
             if isinstance(head, _Scheduled):
@@ -426,12 +435,14 @@ class RateLimiter(Guard):
                 # Its loop has closed: nobody will ever resume there.
                 head.granted = False
                 self._bucket.give_back(head.units)
+                self._served_ns = now_ns
+                self._queue.wake_leaders()
+        self._served_ns = now_ns
 
     def _turn(self, waiter: Waiter) -> tuple[bool | None, int | None]:
         """Return whether the waiter is through (True or False, None: not yet), and for how long it has to wait."""
         with self._section:
-            now_ns = self._line.at(self.clock.monotonic_ns())
-            self._grant(now_ns)
+            now_ns = self._serve()
             if waiter.granted:
                 # From here on there is no await, so nothing can take it back.
                 waiter.granted = False
@@ -475,6 +486,7 @@ class RateLimiter(Guard):
     def _abandon(self, waiter: Waiter) -> None:
         """Take the waiter out, or give back what it was granted, and let the next one go."""
         with self._section:
+            now_ns = self._serve()
             if waiter.granted:
                 waiter.granted = False
                 self._bucket.give_back(waiter.units)
@@ -482,7 +494,7 @@ class RateLimiter(Guard):
                 self._queued_units -= waiter.units
             else:
                 return
-            self._grant(self._line.at(self.clock.monotonic_ns()))
+            self._grant(now_ns)
             self._queue.wake_leaders()
 
 
@@ -504,14 +516,13 @@ class _Tokens(Permit):
 
 
 class _Place(Waiter):
-    """A place in the queue that nobody need be parked at: due at `due_ns`, `delay_ns` after it was taken."""
+    """A place in the queue that nobody need be parked at: due `delay_ns` after it was taken, if nothing changes."""
 
-    __slots__ = ("delay_ns", "due_ns")
+    __slots__ = ("delay_ns",)
 
     def __init__(self) -> None:
         super().__init__(self)
         self.delay_ns: int = 0
-        self.due_ns: int = 0
 
     @property
     def unattended(self) -> bool:
@@ -569,8 +580,7 @@ class Reservation:
         """In how many seconds the tokens are there; it only ever moves earlier (unless the limiter is updated)."""
         limiter, entry = self._limiter, self._entry
         with limiter._section:  # noqa: SLF001 - one class in two parts
-            now_ns = limiter._line.at(limiter.clock.monotonic_ns())  # noqa: SLF001
-            limiter._grant(now_ns)  # noqa: SLF001
+            now_ns = limiter._serve()  # noqa: SLF001
             ahead = 0
             for other in limiter._queue:  # noqa: SLF001
                 if other is entry:
@@ -588,15 +598,18 @@ class Reservation:
             ValueError: its cost no longer fits since the limiter was updated.
 
         """
-        entry = self._entry
+        limiter, entry = self._limiter, self._entry
         if entry.state == "used":
             return
         if entry.state != "waiting" or entry.parked is not None:
             msg = f"a reservation is waited for once, and not after it was cancelled; this one is {entry!r}"
             raise RuntimeError(msg)
+        with limiter._section:  # noqa: SLF001 - as above
+            # If it is due already, its tokens are those of then; as soon as it is waited for, they are those of now.
+            limiter._serve()  # noqa: SLF001
         entry.parked = async_waiter()
         try:
-            if not await self._limiter._park(entry):  # noqa: SLF001
+            if not await limiter._park(entry):  # noqa: SLF001
                 msg = f"{entry!r} was cancelled while it was waited for"
                 raise RuntimeError(msg)
             entry.state = "used"
