@@ -9,7 +9,7 @@ Rules of this module:
 * No attempt outlives the call. The others are cancelled, and waited for, before the winner's result is returned;
   what they end with is nobody's concern. A cancellation from outside cancels every attempt, and goes on.
 * The first attempt runs in the caller's own task, so that on asyncio with the system's clock a call that is not hedged
-  costs a task group and a timer; elsewhere it costs one task more. The price: of a cancel scope's cancellation all
+  costs a task group, and a timer where the delay is learnt; elsewhere it costs one task more. The price: of a cancel scope's cancellation all
   attempts hear at once, but of one by `Task.cancel` of asyncio the others only when the first has ended, if that takes
   its time to clean up. None begins in the meantime.
 
@@ -37,7 +37,7 @@ from resilience.machines.quantile import WindowedQuantile
 from resilience.outcome import matcher
 from resilience.remains import EVERYTHING, Everything
 from resilience.retry_budget import RetryBudget, earned_by
-from resilience.timers import alarm, asyncio_task, cancellations
+from resilience.timers import Alarms, alarm, asyncio_task, cancellations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -96,6 +96,7 @@ class Hedge(Strategy):
     """
 
     __slots__ = (
+        "_alarms",
         "_delay_ns",
         "_earns",
         "_hedged",
@@ -149,6 +150,8 @@ class Hedge(Strategy):
         self.name: str = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._delay_ns = None if delay is None else nanoseconds(delay)
+        # A delay that is learnt is not the same for all.
+        self._alarms = None if self._delay_ns is None else Alarms(self._delay_ns, self.clock)
         self._min_delay_ns = nanoseconds(min_delay)
         self._lock = threading.Lock()
         self._hedged = Tally()
@@ -256,7 +259,7 @@ class _Race:
         """Run the first attempt, and the others when it is time; return or raise what the call ends with."""
         try:
             async with anyio.create_task_group() as self._group:
-                self._alarm = alarm(self._host, self._hedge.clock, self._delay_ns, self._begin_another)
+                self._alarm = self._set_alarm()
                 if self._alarm is None:
                     self._has_company = True
                     self._group.start_soon(self._keep_time)
@@ -329,6 +332,12 @@ class _Race:
             self._group.cancel_scope.cancel()
 
     # -- when it is time for another ----------------------------------------------------------------------------------
+
+    def _set_alarm(self) -> Alarm | None:
+        alarms = self._hedge._alarms  # noqa: SLF001 - as above
+        if alarms is not None:
+            return alarms.set(self._host, self._begin_another)
+        return alarm(self._host, self._hedge.clock, self._delay_ns, self._begin_another)
 
     async def _keep_time(self) -> None:
         while True:

@@ -3,8 +3,8 @@
 Rules of this module:
 
 * A call is ended when its time is over, without ever turning somebody else's cancellation into a timeout.
-* On asyncio with the system's clock that costs no cancel scope, and for a `TimeLimit` no timer either; elsewhere it is
-  the clock's `fail_after`.
+* On asyncio with the system's clock that costs no cancel scope, and for a `TimeLimit` no timer either, as for `Alarms`;
+  elsewhere it is the clock's `fail_after`.
 * A deadline is published in a context variable, so that retries and waits inside can see that there is no point.
 
 It is, with `parking`, one of the two files that know asyncio, which is never imported here: where it runs, it is there.
@@ -12,12 +12,13 @@ It is, with `parking`, one of the two files that know asyncio, which is never im
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import sys
 import threading
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 import anyio
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
 
     # Makes the exception, given the limit in seconds.
     Exceeded: TypeAlias = Callable[[float], TimeoutExceededError]
+    # Has something called later; returns what takes that back.
+    After: TypeAlias = Callable[[Callable[[], object]], Callable[[], object]]
 
 __all__ = [
     "Alarm",
+    "Alarms",
     "TimeLimit",
     "alarm",
     "asyncio_task",
@@ -173,43 +177,6 @@ async def within(
             _take_back(token)
 
 
-class Alarm:
-    """Calls `ring` in the event loop after `delay_ns`, and again after as long while that returns True, until stopped.
-
-    What it calls runs in the context of whoever made it, and in a task of its own: outside of any, anyio cannot tell in
-    general which event loop it is in, and nobody could start a task. All this is for asyncio and the system's clock.
-    """
-
-    __slots__ = ("_delay", "_loop", "_ring", "_stopped", "_task", "_timer")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, delay_ns: int, ring: Callable[[], bool]) -> None:
-        self._loop = loop
-        self._delay = seconds(delay_ns)
-        self._ring = ring
-        self._stopped = False
-        # Held, as event loops ask for it.
-        self._task: asyncio.Task[None] | None = None
-        self._timer = loop.call_later(self._delay, self._go_off)
-
-    def _go_off(self) -> None:
-        self._task = self._loop.create_task(self._ring_again())
-
-    async def _ring_again(self) -> None:
-        # It may have been stopped between the timer and this task's first step.
-        if not self._stopped and self._ring():
-            self._timer = self._loop.call_later(self._delay, self._go_off)
-
-    def stop(self) -> None:
-        """Never ring again."""
-        self._stopped = True
-        self._timer.cancel()
-
-
-def alarm(task: asyncio.Task[Any] | None, clock: Clock, delay_ns: int, ring: Callable[[], bool]) -> Alarm | None:
-    """Return an Alarm; None where only a task can wait: on trio, where there is no `task`, and on other clocks."""
-    return Alarm(task.get_loop(), delay_ns, ring) if task is not None and type(clock) is SystemClock else None
-
-
 def cancellations(task: asyncio.Task[Any] | None) -> int:
     """Count the cancellations asked of this task itself, even before they reach it.
 
@@ -218,24 +185,40 @@ def cancellations(task: asyncio.Task[Any] | None) -> int:
     return 0 if task is None else task.cancelling()
 
 
-class TimeLimit:
-    """The same length of time for any number of calls, each from its own start, in any task, thread and event loop.
+class _OneLength:
+    """One length of time, for any number of calls, each from its own start, in any task, thread and event loop.
 
-    Calls of one length end in the order in which they began. So on asyncio those of one event loop wait in one queue
-    for one timer, which is set for the first of them and, when it rings, for the one who is first then. A call that
-    ends in time costs an entry in a dict.
+    Calls of one length are due in the order in which they began. So on asyncio those of one event loop wait in one
+    queue for one timer, which is set for the first of them and, when it rings, for the one who is first then. A call
+    that ends in time costs an entry in a dict.
     """
 
-    __slots__ = ("_clock", "_exceeded", "_limit", "_limit_ns", "_lock", "_queues")
+    __slots__ = ("_limit_ns", "_lock", "_queues")
 
-    def __init__(self, limit: float, clock: Clock, exceeded: Exceeded = TimeoutExceededError) -> None:
-        self._exceeded = exceeded
-        self._limit = limit
-        self._limit_ns = nanoseconds(limit)
-        self._clock = clock
+    def __init__(self, limit_ns: int) -> None:
+        self._limit_ns = limit_ns
         self._lock = threading.Lock()
         # Replaced whole, so that reading it needs no lock.
         self._queues: dict[asyncio.AbstractEventLoop, _Queue] = {}
+
+    def _new_queue(self, loop: asyncio.AbstractEventLoop) -> _Queue:
+        queue = _Queue(loop, self._limit_ns)
+        with self._lock:
+            others = {other: its for other, its in self._queues.items() if not other.is_closed()}
+            self._queues = {**others, loop: queue}
+        return queue
+
+
+class TimeLimit(_OneLength):
+    """The same limit for any number of calls: what takes longer is cancelled."""
+
+    __slots__ = ("_clock", "_exceeded", "_limit")
+
+    def __init__(self, limit: float, clock: Clock, exceeded: Exceeded = TimeoutExceededError) -> None:
+        super().__init__(nanoseconds(limit))
+        self._exceeded = exceeded
+        self._limit = limit
+        self._clock = clock
 
     def around(self, call_next: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
         """Return a runner that ends in time or raises `exceeded(limit)`."""
@@ -260,7 +243,7 @@ class TimeLimit:
             queue = self._queues.get(loop) or self._new_queue(loop)
             cancelling = task.cancelling()
             token = _publish(clock, deadline_ns)
-            place = queue.join(task, deadline_ns)
+            place = queue.join(task.cancel, deadline_ns)
             try:
                 result = await call_next(*args, **kwargs)
             except BaseException as error:
@@ -278,16 +261,68 @@ class TimeLimit:
 
         return run
 
-    def _new_queue(self, loop: asyncio.AbstractEventLoop) -> _Queue:
-        queue = _Queue(loop, self._limit_ns)
-        with self._lock:
-            others = {other: its for other, its in self._queues.items() if not other.is_closed()}
-            self._queues = {**others, loop: queue}
-        return queue
+
+class Alarm:
+    """Calls `ring` in the event loop when its time has come, and again after as long while that returns True.
+
+    `after` calls something in that time, and returns what takes that back. What it calls runs in the context of whoever
+    made it, and in a task of its own: outside of any, anyio cannot tell in general which event loop it is in, and
+    nobody could start a task. All this is for asyncio and the system's clock.
+    """
+
+    __slots__ = ("_after", "_context", "_loop", "_ring", "_stopped", "_take_back", "_task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, after: After, ring: Callable[[], bool]) -> None:
+        self._loop = loop
+        self._after = after
+        self._ring = ring
+        self._stopped = False
+        self._context = copy_context()
+        # Held, as event loops ask for it.
+        self._task: asyncio.Task[None] | None = None
+        self._take_back = after(self._go_off)
+
+    def _go_off(self) -> None:
+        self._task = self._loop.create_task(self._ring_again(), context=self._context)
+
+    async def _ring_again(self) -> None:
+        # It may have been stopped between the timer and this task's first step.
+        if not self._stopped and self._ring():
+            self._take_back = self._after(self._go_off)
+
+    def stop(self) -> None:
+        """Never ring again."""
+        self._stopped = True
+        self._take_back()
+
+
+def alarm(task: asyncio.Task[Any] | None, clock: Clock, delay_ns: int, ring: Callable[[], bool]) -> Alarm | None:
+    """Return an Alarm; None where only a task can wait: on trio, where there is no `task`, and on other clocks."""
+    if task is None or type(clock) is not SystemClock:
+        return None
+    loop = task.get_loop()
+    return Alarm(loop, lambda call: loop.call_later(seconds(delay_ns), call).cancel, ring)
+
+
+class Alarms(_OneLength):
+    """Alarms that all ring after the same time."""
+
+    __slots__ = ("_clock",)
+
+    def __init__(self, delay_ns: int, clock: Clock) -> None:
+        super().__init__(delay_ns)
+        self._clock = clock
+
+    def set(self, task: asyncio.Task[Any] | None, ring: Callable[[], bool]) -> Alarm | None:
+        """Return one of them, or None, as `alarm` does."""
+        if task is None or type(self._clock) is not SystemClock:
+            return None
+        loop = task.get_loop()
+        return Alarm(loop, (self._queues.get(loop) or self._new_queue(loop)).after, ring)
 
 
 class _Queue:
-    """The calls of one TimeLimit on one event loop, in the order in which they end, and their one timer.
+    """What is due after one length of time on one event loop, in the order in which it is, and the one timer.
 
     Only that loop's thread comes here, but for a frame that the garbage collector closes, which only leaves.
     """
@@ -297,20 +332,24 @@ class _Queue:
     def __init__(self, loop: asyncio.AbstractEventLoop, limit_ns: int) -> None:
         self._loop = loop
         self._limit_ns = limit_ns
-        self._calls: dict[int, tuple[int, asyncio.Task[Any]]] = {}
+        self._calls: dict[int, tuple[int, Callable[[], object]]] = {}
         self._next = itertools.count().__next__
         self._is_set = False
 
-    def join(self, task: asyncio.Task[Any], deadline_ns: int) -> int:
-        """Have `task` cancelled at that time; return its place in the queue."""
+    def after(self, call: Callable[[], object]) -> Callable[[], object]:
+        """Have `call` called after the length of time; return what takes that back."""
+        return functools.partial(self.leave, self.join(call, SystemClock.monotonic_ns() + self._limit_ns))
+
+    def join(self, call: Callable[[], object], due_ns: int) -> int:
+        """Have `call` called at that time; return its place in the queue."""
         place = self._next()
-        self._calls[place] = (deadline_ns, task)
+        self._calls[place] = (due_ns, call)
         if not self._is_set:
             self._set(self._limit_ns)
         return place
 
     def leave(self, place: int) -> bool:
-        """Leave the queue; tell whether the task was cancelled."""
+        """Leave the queue; tell whether the call has been made."""
         return self._calls.pop(place, None) is None
 
     def _set(self, delay_ns: int) -> None:
@@ -321,12 +360,12 @@ class _Queue:
         self._is_set = False
         now_ns = SystemClock.monotonic_ns()
         # A copy, since the garbage collector may close a frame, which then leaves, at any step.
-        for place, (deadline_ns, task) in self._calls.copy().items():
-            if deadline_ns > now_ns:
-                self._set(deadline_ns - now_ns)
+        for place, (due_ns, call) in self._calls.copy().items():
+            if due_ns > now_ns:
+                self._set(due_ns - now_ns)
                 return
             if not self.leave(place):
-                task.cancel()
+                call()
 
 
 def asyncio_task() -> asyncio.Task[Any] | None:

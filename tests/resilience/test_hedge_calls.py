@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -12,9 +13,9 @@ import pytest
 import resilience.hedge
 from resilience import Bulkhead, Hedge, Policy, RetryBudget, SystemClock, Timeout, TimeoutExceededError, telemetry
 from resilience.hedge import _Race
-from resilience.timers import Alarm, remaining_ns
+from resilience.timers import Alarms, alarm, remaining_ns
 from tests.resilience.subjects import Attempts
-from tests.resilience.worlds import VirtualLoop, World, every_world
+from tests.resilience.worlds import World, asyncio_runner, every_world
 
 if TYPE_CHECKING:
     from resilience.clock import Clock
@@ -204,29 +205,36 @@ def test_it_hedges_in_an_event_loop_that_anyio_did_not_start() -> None:
     async def main() -> None:
         assert await Hedge(1.0).call(Attempts(SystemClock(), (9.0, "first"), (0.5, "second"))) == "second"
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio_runner() as runner:
         runner.run(main())
 
 
-def test_an_alarm_that_is_stopped_as_it_goes_off_does_not_ring() -> None:
-    """Between the timer and the first step of the task that rings, the call may have ended."""
-    rung = 0
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_alarm_rings_until_it_is_stopped(*, shared: bool) -> None:
+    """Not even once if that is between the timer and the first step of the task that rings: the call may have ended."""
+    rung: list[str] = []
 
-    def ring() -> bool:
-        nonlocal rung
-        rung += 1
-        return True
+    def ring(name: str) -> bool:
+        rung.append(name)
+        return len(rung) < 3
 
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        alarm = Alarm(loop, 10**9, ring)
+        task, clock = asyncio.current_task(), SystemClock()
+        alarms = Alarms(10**9, clock)
+        stopped, other = (
+            alarms.set(task, partial(ring, name)) if shared else alarm(task, clock, 10**9, partial(ring, name))
+            for name in ("stopped", "other")
+        )
+        assert stopped is not None
+        assert other is not None
         # Due at the same time, and so in the same turn of the loop.
-        loop.call_later(1.0, alarm.stop)
+        asyncio.get_running_loop().call_later(1.0, stopped.stop)
         await asyncio.sleep(9.0)
+        other.stop()
 
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+    with asyncio_runner() as runner:
         runner.run(main())
-    assert rung == 0
+    assert rung == ["other"] * 3
 
 
 @every_world

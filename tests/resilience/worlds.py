@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import selectors
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
@@ -23,7 +24,7 @@ from resilience.clock import nanoseconds
 from resilience.testing import ManualClock
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from resilience.clock import Clock
 
@@ -84,16 +85,29 @@ class World:
         if self.clock == "manual":
             clock = loop.selector.manual = ManualClock(1_000.0)
             return _run(lambda: main(clock), "asyncio", loop_factory=lambda: loop)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(SystemClock, "monotonic_ns", staticmethod(lambda: loop.selector.now_ns))
+        with _system_time(lambda: loop.selector.now_ns):
             return _run(lambda: main(SystemClock()), "asyncio", loop_factory=lambda: loop)
 
     def _run_on_trio(self, main: Callable[[Clock], Awaitable[T]]) -> T:
         if self.clock == "manual":
             return _run(lambda: main(ManualClock(1_000.0, autojump=True)), "trio")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(SystemClock, "monotonic_ns", staticmethod(lambda: nanoseconds(trio.current_time())))
+        with _system_time(lambda: nanoseconds(trio.current_time())):
             return _run(lambda: main(SystemClock()), "trio", clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@contextmanager
+def asyncio_runner() -> Iterator[asyncio.Runner]:
+    """Give asyncio's own runner, without anyio, in virtual time, which the system's clock follows."""
+    loop = VirtualLoop()
+    with _system_time(lambda: loop.selector.now_ns), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        yield runner
+
+
+@contextmanager
+def _system_time(read: Callable[[], int]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SystemClock, "monotonic_ns", staticmethod(read))
+        yield
 
 
 def _run(main: Callable[[], Awaitable[T]], backend: str, **options: object) -> T:
