@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import functools
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resilience import ConstantBackoff, Deadline, Policy, Retry, TimeoutExceededError
 from resilience.testing import ManualClock
-from tests.resilience.support import NOT_POSITIVE, Crew, assert_refuses, brief, in_thread
+from tests.resilience.support import NOT_POSITIVE, Crew, assert_caught, assert_refuses, brief, heavy, in_thread
 from tests.resilience.worlds import World, every_world, now
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from resilience.clock import Clock
 
 every_loop = pytest.mark.anyio
+
+EIGHTH = 0.125
 
 
 class FlakyError(Exception):
@@ -71,6 +76,128 @@ def test_deadline_is_one_instant_for_all_that_is_run_under_it(world: World) -> N
         assert now(clock) - started == 1.0
 
     world.run(main)
+
+
+# -- PO3: one end for all ----------------------------------------------------------------------------------------------
+
+
+class Under:
+    """What is run under a deadline, in each of the ways in which that is done; it notes when it runs and ends."""
+
+    def __init__(self, deadline: Deadline, clock: Clock) -> None:
+        self.deadline = deadline
+        self.clock = clock
+        self.ran = False
+
+    async def work(self, seconds: float) -> None:
+        """Take so long."""
+        self.ran = True
+        await self.clock.sleep(seconds)
+
+    async def call(self, seconds: float) -> None:
+        """Be a call."""
+        await self.deadline.call(self.work, seconds)
+
+    async def block(self, seconds: float) -> None:
+        """Be a block."""
+        async with self.deadline:
+            await self.work(seconds)
+
+    async def stream(self, seconds: float) -> None:
+        """Be a stream of two items, each of which takes half as long."""
+
+        @self.deadline
+        async def items() -> AsyncIterator[int]:
+            for item in range(2):
+                await self.work(seconds / 2)
+                yield item
+
+        async for _ in items():
+            pass
+
+    async def manager(self, seconds: float) -> None:
+        """Be a context manager, half in entering it and half in its block."""
+
+        @asynccontextmanager
+        async def manager() -> AsyncIterator[None]:
+            await self.work(seconds / 2)
+            yield
+
+        async with self.deadline.around(manager):
+            await self.work(seconds / 2)
+
+
+def law_of_the_end(kind: type[Deadline], world: World) -> Callable[[], None]:
+    """PO3: what would go on at the deadline ends then, what would begin later does not, and all else is let be."""
+    ways = st.sampled_from(["call", "block", "stream", "manager"])
+    parts = st.tuples(ways, st.integers(0, 8), st.sampled_from([0, 0, 2, 6]))
+
+    # Sixteenths, so that nothing ends or begins at the very instant of the deadline.
+    @given(st.lists(parts, min_size=1, max_size=6), st.integers(0, 24).map(lambda eighths: (eighths + 0.5) * EIGHTH))
+    def law(plan: list[tuple[str, int, int]], limit: float) -> None:
+        async def main(clock: Clock) -> None:
+            began = now(clock)
+            deadline = kind(limit, clock=clock)
+            time = 0.0
+            for way, eighths, pause in plan:
+                under = Under(deadline, clock)
+                begins, ends = time, time + eighths * EIGHTH
+                time = ends if ends < limit else max(limit, begins)
+                try:
+                    await getattr(under, way)(eighths * EIGHTH)
+                    outcome = "done"
+                except TimeoutExceededError as error:
+                    outcome = f"timeout after {error.seconds}"
+                assert outcome == ("done" if ends < limit else f"timeout after {limit}")
+                assert under.ran == (begins < limit)
+                assert now(clock) - began == time
+                assert deadline.remaining() == max(0.0, limit - time)
+                await clock.sleep(pause * EIGHTH)
+                time += pause * EIGHTH
+
+        world.run(main)
+
+    return law
+
+
+@every_world
+def test_everything_under_a_deadline_ends_by_then(world: World) -> None:
+    """PO3: calls, blocks, streams and context managers, one after the other."""
+    heavy(law_of_the_end(Deadline, world))()
+
+
+class _Anew(Deadline):
+    """A mutant: each use has all of the time, as under a Timeout."""
+
+    __slots__ = ()
+
+    def _left_ns(self) -> int:
+        return round(self.seconds * 10**9)
+
+
+class _Lenient(Deadline):
+    """A mutant: what begins too late may run for a moment."""
+
+    __slots__ = ()
+
+    def _left_ns(self) -> int:
+        return max(super()._left_ns(), 1)
+
+
+class _Early(Deadline):
+    """A mutant: ends before its time."""
+
+    __slots__ = ()
+
+    def _left_ns(self) -> int:
+        return super()._left_ns() - 100_000_000
+
+
+@pytest.mark.parametrize("mutant", [_Anew, _Lenient, _Early])
+@every_world
+def test_law_of_the_end_catches_mutants(mutant: type[Deadline], world: World) -> None:
+    """Another end for each, a moment too long, and too short, are seen."""
+    assert_caught(law_of_the_end(mutant, world))
 
 
 @every_world

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import warnings
 from typing import TYPE_CHECKING
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from resilience import (
     AdaptiveLimiter,
@@ -33,10 +37,14 @@ from resilience import (
     Vegas,
 )
 from resilience.layer import Layer
+from resilience.policy import _doubts
 from resilience.testing import Chaos
 from tests.resilience.layers import Again, Noting
+from tests.resilience.support import assert_caught
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resilience.fusing import Runner
 
 
@@ -211,6 +219,96 @@ def test_sensible_order_is_not_warned_of(order: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Policy(*SENSIBLE[order]).describe().warnings == ()
+
+
+BUILDERS: dict[str, Callable[[str], Layer]] = {
+    "breaker": lambda name: CircuitBreaker(name=name),
+    "retry": lambda name: Retry(2, name=name),
+    "adaptive": lambda name: AdaptiveLimiter(name=name),
+    "from all": lambda name: Fallback(None, name=name),
+    "from some": lambda name: Fallback(None, on=KeyError, name=name),
+    "short": lambda name: Timeout(1.0, name=name),
+    "long": lambda name: Timeout(2.0, name=name),
+    "deadline": lambda name: Deadline(1.0, name=name),
+    "chaos": lambda name: Chaos(name=name),
+    "bulkhead": lambda name: Bulkhead(1, name=name),
+    "policy": lambda name: Policy(Retry(2), name=name),
+}
+
+
+def is_doubtful(kinds: list[str], outer: int, inner: int) -> bool:
+    """Tell whether a pair is in the table of docs/policy.md."""
+    match kinds[outer], kinds[inner]:
+        case "breaker", "retry":
+            return "breaker" not in kinds[inner:]
+        case ("adaptive", "retry") | (("breaker" | "retry"), "from all"):
+            return True
+        case (("short" | "deadline"), ("short" | "long")) | ("long", "long"):
+            return True
+        case "chaos", other:
+            return inner == outer + 1 and other not in {"chaos", "policy"}
+        case _:
+            return False
+
+
+def law_of_doubts(kind: type[Policy]) -> Callable[[], None]:
+    """PO1: what is said of an order is what the page says of it, pair by pair, and the same in all three places."""
+    orders = st.lists(st.sampled_from(sorted(BUILDERS)), max_size=6).filter(lambda kinds: kinds.count("retry") < 2)
+
+    @given(orders)
+    def law(kinds: list[str]) -> None:
+        layers = [BUILDERS[each](f"{place}") for place, each in enumerate(kinds)]
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            policy = kind(*layers)
+        description = policy.describe()
+        told = [re.findall(r" '(\d)'", doubt.partition(":")[0]) for doubt in description.warnings]
+        assert [(int(outer), int(inner)) for outer, inner in told] == [
+            pair for pair in itertools.combinations(range(len(kinds)), 2) if is_doubtful(kinds, *pair)
+        ]
+        assert [str(each.message).partition(";")[0] for each in caught] == list(description.warnings)
+        text = str(description).splitlines()
+        assert [line.removeprefix("  ! ") for line in text if line.startswith("  !")] == list(description.warnings)
+        assert [each.name for each in description.layers] == [str(place) for place in range(len(kinds))]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert kind(*(Policy(layer) for layer in layers)).describe().warnings == ()
+
+    return law
+
+
+def test_doubts_are_those_of_the_page() -> None:
+    """PO1: in whatever order any of the layers stand."""
+    law_of_doubts(Policy)()
+
+
+class _Neighbours(Policy):
+    """A mutant: judges only layers that stand next to each other."""
+
+    def __init__(self, *layers: Layer) -> None:
+        super().__init__(*layers)
+        self._warnings = tuple(doubt for pair in itertools.pairwise(layers) for doubt in _doubts(pair))
+
+
+class _Nosy(Policy):
+    """A mutant: judges what is nested as well."""
+
+    def __init__(self, *layers: Layer) -> None:
+        super().__init__(*layers)
+        self._warnings = tuple(_doubts(self.parts))
+
+
+class _Silent(Policy):
+    """A mutant: does not say in the description what it said when it was made."""
+
+    def describe(self) -> Description:
+        return attrs.evolve(super().describe(), warnings=())
+
+
+@pytest.mark.parametrize("mutant", [_Neighbours, _Nosy, _Silent])
+def test_law_of_doubts_catches_mutants(mutant: type[Policy]) -> None:
+    """Doubts that are missing, that nobody asked for, or that are told in one place alone, are seen."""
+    assert_caught(law_of_doubts(mutant))
 
 
 # -- how it tells what it is ----------------------------------------------------------------------------------------
