@@ -1,4 +1,4 @@
-"""Bulkhead between threads that wait, one instruction at a time: its queue, its hand-offs, and mutants."""
+"""Bulkhead and AdaptiveLimiter between threads that wait: their queue, their hand-offs, and mutants."""
 
 from __future__ import annotations
 
@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
-from resilience import Bulkhead, BulkheadFullError, Permit, bulkhead, events, parking, queueing
+from resilience import (
+    AIMD,
+    AdaptiveLimiter,
+    Bulkhead,
+    Permit,
+    RejectedError,
+    adaptive_limiter,
+    bulkhead,
+    events,
+    parking,
+    queueing,
+)
 from resilience.parking import thread_waiter
 from resilience.testing import Model, Operation
 from tests.proof.threaded import World, linearizable, unlocked
@@ -17,24 +28,29 @@ if TYPE_CHECKING:
 
     from resilience.machines.decision import NotUntil
 
-WATCHED = [bulkhead, queueing, parking, events]
+WATCHED = [adaptive_limiter, bulkhead, queueing, parking, events]
+Limiting: TypeAlias = Bulkhead | AdaptiveLimiter
 MOST = 1
 
 
 class Room(World):
-    """A bulkhead for one call at a time, with a queue for two more; time is that of the run."""
+    """A guard that lets in one call at a time, with a queue for two more; time is that of the run."""
 
-    def __init__(self, kind: type[Bulkhead], max_wait: float | None) -> None:
+    def __init__(self, kind: type[Limiting], max_wait: float | None) -> None:
         super().__init__()
-        self.bulkhead = kind(MOST, max_queue=2, max_wait=max_wait)
+        self.guard: Limiting
+        if issubclass(kind, Bulkhead):
+            self.guard = kind(MOST, max_queue=2, max_wait=max_wait)
+        else:
+            self.guard = kind(AIMD(initial_limit=MOST, max_limit=MOST), max_queue=2, max_wait=max_wait)
 
     def enter(self) -> None:
         """Ask for a permit, and wait for it."""
         name = self.name()
         with self.history.operation("enter") as call:
             try:
-                self.keep(name, self.bulkhead.admit_blocking())
-            except BulkheadFullError:
+                self.keep(name, self.guard.admit_blocking())
+            except RejectedError:
                 call.result = False
             else:
                 call.result = True
@@ -43,7 +59,7 @@ class Room(World):
         """Ask for a permit, and do not wait."""
         name = self.name()
         with self.history.operation("enter") as call:
-            permit = self.bulkhead.try_admit()
+            permit = self.guard.try_admit()
             call.result = permit is not None
         if permit is not None:
             self.keep(name, permit)
@@ -56,7 +72,7 @@ class Room(World):
 
     def everybody_is_counted(self) -> None:
         """Nobody waits, and no more are in than may be; who was admitted, refused and is still in has been counted."""
-        seen = self.bulkhead.statistics()
+        seen = self.guard.statistics()
         entered = [bool(each.result) for each in self.history.operations if each.name == "enter"]
         left = sum(each.name == "leave" for each in self.history.operations)
         assert (seen.admitted, seen.rejected) == (sum(entered), len(entered) - sum(entered))
@@ -99,7 +115,7 @@ FIXED: list[list[list[Act]]] = [[[once], [once], [try_once]], [[once], [once]]]
 STAYING: list[list[list[Act]]] = [[[once], [Room.try_to_enter], [Room.enter]]]
 
 
-def is_a_room(kind: type[Bulkhead], max_wait: float | None) -> Callable[[], None]:
+def is_a_room(kind: type[Limiting], max_wait: float | None) -> Callable[[], None]:
     """Make the property that threads see a room that one enters at a time, and that nobody waits in vain."""
 
     def law() -> None:
@@ -109,7 +125,7 @@ def is_a_room(kind: type[Bulkhead], max_wait: float | None) -> Callable[[], None
             acts=ACTS,
             fixed=FIXED if max_wait is None else STAYING,
             watch=[*WATCHED, kind],
-            draws=100,
+            draws=20 if max_wait is None else 100,
             also=Room.everybody_is_counted,
         )
 
@@ -117,9 +133,10 @@ def is_a_room(kind: type[Bulkhead], max_wait: float | None) -> Callable[[], None
 
 
 @pytest.mark.parametrize("max_wait", [None, 1.0])
-def test_threads_see_one_room(max_wait: float | None) -> None:
+@pytest.mark.parametrize("kind", [Bulkhead, AdaptiveLimiter])
+def test_threads_see_one_room(kind: type[Limiting], max_wait: float | None) -> None:
     """Never more calls than may be, no permit lost, and nobody waits for ever."""
-    is_a_room(Bulkhead, max_wait)()
+    is_a_room(kind, max_wait)()
 
 
 class LooksFirst(Bulkhead):
@@ -164,8 +181,14 @@ class LetsSlipIn(Bulkhead):
 
 @pytest.mark.parametrize(
     ("mutant", "max_wait"),
-    [(unlocked(Bulkhead), None), (LooksFirst, None), (HandsNothingOn, None), (LetsSlipIn, 1.0)],
+    [
+        (unlocked(Bulkhead), None),
+        (unlocked(AdaptiveLimiter), None),
+        (LooksFirst, None),
+        (HandsNothingOn, None),
+        (LetsSlipIn, 1.0),
+    ],
 )
-def test_a_bulkhead_that_races_is_caught(mutant: type[Bulkhead], max_wait: float | None) -> None:
+def test_a_guard_that_races_is_caught(mutant: type[Limiting], max_wait: float | None) -> None:
     """Without its lock, or with a hand-off that is none, some schedule admits too many or has somebody wait in vain."""
     assert_caught(is_a_room(mutant, max_wait))
