@@ -12,6 +12,7 @@ import httpx
 import pytest
 import trustme
 
+from tests.adapter.peers import Peer, listening
 from webhook_adapter.egress import AddressRefusedError, DnsError, EgressPolicy, TlsError, default_transport
 from webhook_adapter.egress.httpcore_transport import HttpcoreTransport
 from webhook_adapter.egress.socket_transport import SocketTransport
@@ -107,6 +108,21 @@ async def test_a_connection_is_used_again_once_a_body_was_read(transport: httpx.
         await response.aclose()
         await post(transport, receiver.url)
         assert [request.connection for request in receiver.requests] == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("behind", [b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged", b"HTTP/1.1 200 O", b"\0"])
+async def test_what_comes_behind_a_response_answers_nothing(transport: httpx.AsyncBaseTransport, behind: bytes) -> None:
+    """F23: two endpoints may share a receiver's host; what one of them sends is never the answer of the other."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + behind)
+        await peer.hear_the_end()
+
+    async with listening(script) as peers:
+        for _ in range(3):
+            assert await post(transport, f"http://127.0.0.1:{peers.port}/") == (200, b"ok")
+        assert len(peers.all) == 3
 
 
 async def test_many_requests_at_once_all_end(transport: httpx.AsyncBaseTransport) -> None:

@@ -7,6 +7,7 @@ Rules of this module:
 * https and http have a pool each, for they are judged by different rules.
 * Until the headers of a response are complete, a receiver may send only so many bytes, be it in one endless header
   or in endless informational responses.
+* A connection on which something came behind a response is not used again.
 * Every error of httpcore leaves as one of httpx.
 
 It knows no endpoint, no message and no deadline. It runs on asyncio too, but there the other one is quicker.
@@ -146,6 +147,9 @@ class _Body(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._unwind()
+        stream = self._response.extensions.get("network_stream")
+        if isinstance(stream, _Stream) and _more_came(self._response):
+            await stream.aclose()
         with _as_httpx():
             await self._response.aclose()
 
@@ -169,6 +173,17 @@ class _Body(httpx.AsyncByteStream):
         finally:
             # Where the body had already been read to its end, the connection lives on.
             stream.cut = False
+
+
+def _more_came(response: httpcore.Response) -> bool:
+    """Return whether bytes came behind a response, or whether that cannot be told.
+
+    httpcore keeps them, and would take them for the answer to the next request: whoever owns one receiver could forge
+    what another one behind the same host answers. It offers no way to ask, so this looks where they lie.
+    """
+    connection = getattr(getattr(response.stream, "_stream", None), "_connection", None)
+    behind = getattr(getattr(connection, "_h11_state", None), "trailing_data", None)
+    return behind is None or bool(behind[0])
 
 
 class _JudgedBackend(httpcore.AsyncNetworkBackend):
