@@ -9,9 +9,9 @@ Rules of this module:
 * No attempt outlives the call. The others are cancelled, and waited for, before the winner's result is returned;
   what they end with is nobody's concern. A cancellation from outside cancels every attempt, and goes on.
 * The first attempt runs in the caller's own task, so that on asyncio with the system's clock a call that is not hedged
-  costs a task group, and a timer where the delay is learnt; elsewhere it costs one task more. The price: of a cancel scope's cancellation all
-  attempts hear at once, but of one by `Task.cancel` of asyncio the others only when the first has ended, if that takes
-  its time to clean up. None begins in the meantime.
+  costs a task group, and a timer where the delay is learnt; elsewhere it costs one task more. The price: of a cancel
+  scope's cancellation all attempts hear at once, but of one by `Task.cancel` of asyncio the others only when the first
+  has ended, if that takes its time to clean up. None begins in the meantime.
 
 Source: Dean and Barroso, The Tail at Scale (2013).
 """
