@@ -45,47 +45,47 @@ _REFUSED = NotUntil(None)
 class WaitingLine:
     """Those who wait for a permit, the largest share first. Its owner's lock guards every method."""
 
-    __slots__ = ("_queues",)
+    __slots__ = ("queues",)
 
     def __init__(self) -> None:
         # Only shares that somebody waits with, so that no share is remembered for ever.
-        self._queues: dict[Fraction, ParkingQueue[Waiter]] = {}
+        self.queues: dict[Fraction, ParkingQueue[Waiter]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._queues)
+        return bool(self.queues)
 
     def __len__(self) -> int:
         # A copy, made in one step: it is asked without the lock too.
-        return sum(map(len, list(self._queues.values())))
+        return sum(map(len, list(self.queues.values())))
 
     @property
     def first(self) -> tuple[Fraction, Waiter] | None:
         """The next to be served, and its share; None if nobody waits."""
-        for share, queue in self._queues.items():
+        for share, queue in self.queues.items():
             return share, next(iter(queue))
         return None
 
     @property
     def last(self) -> tuple[Fraction, Waiter] | None:
         """The last to be served, and its share; None if nobody waits."""
-        for share, queue in reversed(self._queues.items()):
+        for share, queue in reversed(self.queues.items()):
             return share, next(reversed(queue.waiters))
         return None
 
     def join(self, waiter: Waiter, share: Fraction = WHOLE) -> None:
         """Put the waiter behind all those with its share."""
-        queue = self._queues.get(share)
+        queue = self.queues.get(share)
         if queue is None:
             queue = ParkingQueue()
-            self._queues = dict(sorted([*self._queues.items(), (share, queue)], reverse=True))
+            self.queues = dict(sorted([*self.queues.items(), (share, queue)], reverse=True))
         queue.join(waiter)
 
     def leave(self, waiter: Waiter) -> None:
         """Take the waiter out, if it is in."""
-        for share, queue in self._queues.items():
+        for share, queue in self.queues.items():
             if queue.leave(waiter):
                 if not queue:
-                    del self._queues[share]
+                    del self.queues[share]
                 return
 
 
@@ -269,7 +269,8 @@ class QueueingGuard(Guard):
     def _hand_on(self) -> None:
         """Give a permit back, to whoever is next."""
         self._permits.give_back()
-        if self._queue:
+        # As `if self._queue`, without the call.
+        if self._queue.queues:
             self._grant()
 
     def _grant(self) -> None:
