@@ -28,7 +28,7 @@ Pause: TypeAlias = "Callable[[], Awaitable[None]]"
 #: As INVARIANTS.md numbers them.
 NUMBERED = {"RL": 12, "CB": 10, "SG": 6, "DQ": 9, "PO": 7}
 #: Guards whose rows are written.
-WRITTEN = {"RL", "CB", "SG"}
+WRITTEN = {"RL", "CB", "SG", "DQ"}
 
 
 class Counter:
