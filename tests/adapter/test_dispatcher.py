@@ -246,7 +246,8 @@ async def test_idleness_waits_for_the_leases_of_a_process_that_is_gone(tmp_path:
                 await service.store_statistics()
             assert not idle
             while not idle:
-                clock.advance(1.0)
+                if not wire.begun:  # or our own lease might end, too, before the outcome is recorded
+                    clock.advance(1.0)
                 await service.store_statistics()
         assert (await service.store_statistics()).delivered == 1
         assert (await service.store_statistics()).expired_leases == 1

@@ -212,6 +212,11 @@ class StoreMachine(RuleBasedStateMachine):
         more = sum(min(ahead, len(may[name])) for name in full)
         assert all(len(group) <= caps[name] + ahead * (name in full) for name, group in by_endpoint.items())
         assert len(claims) == more + min(limit, sum(min(caps[name], len(may[name])) for name in ENDPOINTS))
+        left = {name: may[name] - {claim.delivery.id for claim in by_endpoint[name]} for name in ENDPOINTS}
+        room = {name: caps[name] + ahead * (name in full) - len(by_endpoint[name]) for name in ENDPOINTS}
+        if any(left[name] and room[name] for name in ENDPOINTS):
+            assert claimed.next_due_at is not None
+            assert claimed.next_due_at <= self.now
         self.claims += claims
 
     @rule()
