@@ -51,7 +51,7 @@ __all__ = ["AnchoredWall", "Dispatcher", "DispatcherStatistics"]
 logger = logging.getLogger("webhook_adapter")
 
 _NANOSECONDS = 1_000_000_000
-_TOO_MANY_REQUESTS = 429
+_GONE, _TOO_MANY_REQUESTS = 410, 429
 # How long at most until it looks for work that another process may have written, in seconds.
 _LOOK_AROUND = 1.0
 # How many due deliveries are leased at a time at the most; more would only make the first of them wait.
@@ -118,11 +118,12 @@ class _Room:
 
 
 class _NotNowError(RejectedError):
-    """The attempt was not begun: we stop, its lease would not outlive it, or the endpoint asked to be left alone."""
+    """The attempt was not begun: we stop, the endpoint asked to be left alone, or (`alone`) its lease is too short."""
 
-    def __init__(self, after: float) -> None:
+    def __init__(self, after: float, *, alone: bool = False) -> None:
         super().__init__("the dispatcher", after)
         self.after = after
+        self.alone = alone
 
 
 class Dispatcher:
@@ -249,6 +250,10 @@ class Dispatcher:
         except* StoreClosedError:
             logger.warning("the store was closed under the dispatcher")
         finally:
+            if self._outcomes:
+                # A cancellation came between them and the transaction that was to record them.
+                with anyio.move_on_after(_RELEASE_WITHIN, shield=True):
+                    await self._record()
             self._sleeper = None
             self._stopping = True
             for waiter in list(self._idle):
@@ -371,12 +376,13 @@ class Dispatcher:
             outcome = await guards.policy.call(self._attempt, claim, guards)
         except _NotNowError as refusal:
             after = refusal.after
+            if not refusal.alone:
+                refused += guards.take_ready()
         except RejectedError as rejected:
             self._rejected += 1
             after = max(rejected.retry_after or 0.0, guards.ready_in(self._wall()))
             # What waits behind it would fare no better.
-            refused += guards.ready
-            guards.ready.clear()
+            refused += guards.take_ready()
         except Exception as error:  # noqa: BLE001 - a transport may be anybody's; it is logged and costs an attempt
             self._ended(guards, claim, self._broken(error))
             return
@@ -387,7 +393,10 @@ class Dispatcher:
             raise
         else:
             self._ended(guards, claim, outcome)
-            return
+            if outcome.status_code != _GONE:
+                return
+            # Given back before the outcome is recorded, they end with all else that is pending for the endpoint.
+            refused, after = guards.take_ready(), 0.0
         await self._give_back(refused, guards, after=after)
 
     async def _attempt(self, claim: Claim, guards: EndpointGuards) -> AttemptOutcome:
@@ -398,7 +407,7 @@ class Dispatcher:
             raise _NotNowError(guards.held_until - now)
         lease_until = claim.delivery.lease_until
         if lease_until is None or lease_until - now < self._lease_margin:
-            raise _NotNowError(0.0)
+            raise _NotNowError(0.0, alone=True)
         self._attempts += 1
         guards.begun += 1
         try:
@@ -510,6 +519,8 @@ class Dispatcher:
 
     async def _give_back(self, claims: Sequence[Claim], guards: EndpointGuards, *, after: float) -> None:
         """Give leases of an endpoint back, due again after so many seconds."""
+        if not claims:
+            return
         now = self._wall()
         try:
             await self._store.release([Release(claim, now + after) for claim in claims], now=now)
@@ -525,10 +536,7 @@ class Dispatcher:
     async def _give_back_ready(self) -> None:
         """Give back what has been claimed and not begun."""
         for _, guards in self.guards.restless(self._wall()):
-            claims = list(guards.ready)
-            guards.ready.clear()
-            if claims:
-                await self._give_back(claims, guards, after=0.0)
+            await self._give_back(guards.take_ready(), guards, after=0.0)
 
     def _on_transition(self, endpoint_id: str, old: CircuitState, new: CircuitState) -> None:
         self._transitions[old.value, new.value] += 1

@@ -102,6 +102,12 @@ class EndpointGuards:
         soon = most * _AHEAD_SECONDS / max(self.pace, 1e-6)
         self.lookahead = max(most, min(_MOST_AHEAD, int(soon)))
 
+    def take_ready(self) -> list[Claim]:
+        """Return what has been claimed and not begun; it is no longer ready."""
+        claims = list(self.ready)
+        self.ready.clear()
+        return claims
+
     def _within_rate(self, room: int) -> int:
         # What has begun has had its token.
         return room if self.limiter is None else min(room, int(self.limiter.available) - self.waiting)

@@ -12,12 +12,14 @@ import pytest
 from resilience.testing import ManualClock
 from tests.adapter.test_dispatcher import Wire, send, settings, until, url
 from webhook_adapter import DeliveryState, WebhookService
+from webhook_adapter.crew import Crew
 from webhook_adapter.guards import EndpointGuards, Guards
 from webhook_adapter.store import Store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from webhook_adapter.crew import Job
     from webhook_adapter.model import Endpoint
     from webhook_adapter.store import Settlement
 
@@ -152,3 +154,64 @@ async def test_what_is_ready_is_given_back_when_the_service_ends(tmp_path: Path)
     async with WebhookService(tmp_path, settings=limits, clock=clock, dispatch=False) as service:
         pending = await service.list_deliveries(state=DeliveryState.PENDING)
         assert [each.attempts for each in pending] == [0] * 10
+
+
+async def test_what_is_ready_is_not_sent_to_an_endpoint_that_is_gone() -> None:
+    """After a 410 nothing more is sent, and what was claimed ahead ends with all else that was pending."""
+    clock = ManualClock()
+    wire = Wire(clock, latency={"a.example": 1.0}, replies={"a.example": [httpx.Response(410)]})
+    async with WebhookService(settings=settings(endpoint_max_concurrent=1), clock=clock, transport=wire) as service:
+        endpoint = await service.register_endpoint(url("a.example"))
+        await service.update_endpoint(endpoint.id, paused=True)
+        await send(service, "order.paid", 10)
+        await service.update_endpoint(endpoint.id, paused=False)
+        await until(service, lambda: service.statistics().in_flight == 2)
+        clock.advance(1.0)
+        await until(service, lambda: service.statistics().in_flight == 0)
+        statistics = await service.store_statistics()
+        assert (statistics.dead, statistics.pending, statistics.attempts) == (10, 0, 1)
+        assert len(wire.begun) == 1
+
+
+async def test_what_is_ready_waits_with_an_endpoint_that_asks_for_it() -> None:
+    """After a 429 all that was claimed ahead is given back in one go, due when the endpoint said."""
+    clock = ManualClock()
+    wire = Wire(
+        clock,
+        latency={"a.example": 1.0},
+        replies={"a.example": [httpx.Response(429, headers={"Retry-After": "60"}), httpx.Response(200)]},
+    )
+    limits = settings(endpoint_max_concurrent=1, retry_schedule=(0.0, 1.0))
+    async with WebhookService(settings=limits, clock=clock, transport=wire) as service:
+        endpoint = await service.register_endpoint(url("a.example"))
+        await service.update_endpoint(endpoint.id, paused=True)
+        await send(service, "order.paid", 10)
+        await service.update_endpoint(endpoint.id, paused=False)
+        await until(service, lambda: service.statistics().in_flight == 2)
+        clock.advance(1.0)
+        await until(service, lambda: service.statistics().in_flight == 0)
+        statistics = await service.store_statistics()
+        assert (statistics.pending, statistics.attempts, len(wire.begun)) == (10, 1, 1)
+
+
+async def test_an_outcome_that_a_cancellation_overtakes_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known and not yet on its way to the store when everything is cancelled, it is not sent a second time for that."""
+    clock = ManualClock()
+    wire = Wire(clock)
+    real = Crew.start
+
+    def start(self: Crew, job: Job) -> None:
+        if getattr(job, "__name__", "") != "_record":
+            real(self, job)
+
+    monkeypatch.setattr(Crew, "start", start)
+    limits = settings(drain_timeout=0.0)
+    async with WebhookService(tmp_path, settings=limits, clock=clock, transport=wire) as service:
+        await service.register_endpoint(url("a.example"))
+        await send(service, "order.paid", 1)
+        await until(service, lambda: service.statistics().succeeded == 1)
+        assert (await service.store_statistics()).delivered == 0
+    async with WebhookService(tmp_path, settings=limits, clock=clock, dispatch=False) as service:
+        assert (await service.store_statistics()).delivered == 1
