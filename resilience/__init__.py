@@ -43,12 +43,13 @@ from resilience.machines.limits import AIMD, Gradient2, Vegas
 from resilience.machines.tripping import ConsecutiveFailures, CountWindow, FailureRate, SlowCallRate, TimeWindow
 from resilience.outcome import Verdict
 from resilience.policy import Policy, PolicyWarning
-from resilience.rate_limiter import RateLimiter, Reservation
+from resilience.rate_limiter import RateLimiter
 from resilience.remains import EVERYTHING, Everything, Remains
 from resilience.retry import Retry
 from resilience.retry_budget import RetryBudget
 from resilience.storm_guard import Sample, StormGuard
 from resilience.timeout import Deadline, Timeout
+from resilience.turns import Reservation
 
 __all__ = [
     "AIMD",

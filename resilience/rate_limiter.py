@@ -1,40 +1,37 @@
 """RateLimiter: a token bucket, exact, shared by tasks, threads and event loops.
 
-Rules of this module: the arithmetic is `machines.token_bucket`'s; here are the clock, the lock and the queue. Nobody
-overtakes a waiter, whatever its cost. A waiter that is granted and cancelled before it resumes gives its tokens back,
-and the next one is woken.
+Rules of this module: who waits for tokens, and who is next, is `turns`'. Here is what is had without waiting, which is
+on the path of every call, and what is given back.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import TYPE_CHECKING, ClassVar, cast
 
-from resilience.clock import MonotoneLine, SystemClock, nanoseconds, seconds
+from resilience.clock import nanoseconds, seconds
 from resilience.counting import Statistics
 from resilience.errors import RateLimitedError
 from resilience.fusing import SETTLED
-from resilience.layer import Guard, LayerKind, Permit
+from resilience.layer import LayerKind, Permit
 from resilience.machines.checks import non_negative, positive
 from resilience.machines.decision import NeverFits, NotUntil
-from resilience.machines.token_bucket import TokenBucket
 from resilience.outcome import Verdict
-from resilience.parking import ParkingQueue, Waiter, async_waiter, running_loop, thread_waiter
+from resilience.parking import async_waiter, running_loop, thread_waiter
 from resilience.remains import EVERYTHING, Everything, Remains
-from resilience.timers import remaining_ns
+from resilience.turns import Reservation, Reserved, Scheduled, TurnTaking
 
 if TYPE_CHECKING:
     from resilience.clock import Clock
     from resilience.errors import RejectedError
-    from resilience.parking import TaskWaiter, ThreadWaiter
+    from resilience.machines.token_bucket import TokenBucket
 
-__all__ = ["RateLimiter", "Reservation"]
+__all__ = ["RateLimiter"]
 
 _ONE = 1
 
 
-class RateLimiter(Guard):
+class RateLimiter(TurnTaking):
     """Admit at most `capacity` at once and `rate` a second in the long run.
 
     For any interval of t seconds, no more than `capacity + rate * t` is admitted, exactly.
@@ -57,20 +54,7 @@ class RateLimiter(Guard):
 
     """
 
-    __slots__ = (
-        "_bucket",
-        "_clock_ns",
-        "_ignored",
-        "_line",
-        "_max_wait_ns",
-        "_one",
-        "_queue",
-        "_queued_units",
-        "_served_ns",
-        "_waiters",
-        "clock",
-        "max_wait",
-    )
+    __slots__ = ("_ignored", "_max_wait_ns", "_one", "max_wait")
 
     kind = LayerKind.RATE_LIMITER
     hears_success = False
@@ -79,33 +63,11 @@ class RateLimiter(Guard):
     def __init__(
         self, rate: float, capacity: float, *, name: str = "", max_wait: float = 0.0, clock: Clock | None = None
     ) -> None:
-        positive("rate", rate)
-        positive("capacity", capacity)
         self._max_wait_ns = _wait_ns(max_wait)
-        super().__init__(name)
+        super().__init__(rate, capacity, name=name, clock=clock)
         self.max_wait: float = max_wait
-        self.clock: Clock = SystemClock() if clock is None else clock
-        self._clock_ns = self.clock.monotonic_ns
-        now_ns = self._clock_ns()
-        self._line = MonotoneLine(now_ns)
-        self._bucket = TokenBucket(rate, capacity, now_ns)
         self._one = self._bucket.units(1)
-        self._queue: ParkingQueue[Waiter] = ParkingQueue()
-        self._waiters = self._queue.waiters
-        self._queued_units = 0
-        # Up to when everybody has had what was theirs.
-        self._served_ns = now_ns
         self._ignored = 0
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second."""
-        return self._bucket.rate
-
-    @property
-    def capacity(self) -> float:
-        """The most tokens that the bucket holds."""
-        return self._bucket.capacity
 
     @property
     def waits(self) -> bool:  # type: ignore[override]
@@ -152,7 +114,7 @@ class RateLimiter(Guard):
             ValueError: `cost` is not positive, or more than the capacity.
 
         """
-        entry = _Reserved()
+        entry = Reserved()
         self._join(entry, cost, None)
         return Reservation(self, entry)
 
@@ -168,7 +130,7 @@ class RateLimiter(Guard):
         """
         if self._take(cost) is not None:
             return 0.0
-        entry = _Scheduled()
+        entry = Scheduled()
         self._join(entry, cost, None)
         return seconds(entry.delay_ns)
 
@@ -194,27 +156,8 @@ class RateLimiter(Guard):
         new_rate = self.rate if rate is None else positive("rate", rate)
         new_capacity = self.capacity if capacity is None else positive("capacity", capacity)
         with self._section:
-            now_ns = self._serve()
-            self._bucket.reconfigure(now_ns, new_rate, new_capacity)
+            self._reconfigure(new_rate, new_capacity)
             self._one = self._bucket.units(1)
-            self._queued_units = 0
-            for waiter in list(self._queue):
-                cost = waiter.value
-                assert isinstance(cost, int | float)  # noqa: S101 - what _join put there
-                waiter.units = self._bucket.units(cost)
-                ready_at = self._bucket.ready_at(waiter.units, self._queued_units)
-                too_late = waiter.deadline_ns is not None and ready_at > waiter.deadline_ns
-                fits = self._bucket.fits(waiter.units)
-                if too_late or not fits:
-                    self._queue.leave(waiter)
-                    waiter.refused = True
-                    # Kept, since the terms may have changed again before the waiter hears of it.
-                    waiter.value = None if fits else self._too_large(cost)
-                    waiter.wake()
-                else:
-                    self._queued_units += waiter.units
-            self._grant(now_ns)
-            self._queue.wake_leaders()
 
     def statistics(self) -> Statistics:
         """Return a frozen snapshot: admitted and rejected calls, contention, and who waits now.
@@ -365,138 +308,6 @@ class RateLimiter(Guard):
             self._announce_rejection(seconds(max(0, ready_at - self._line.last_ns)))
         return False
 
-    # -- the queue --------------------------------------------------------------------------------------------------
-
-    def _patience_ns(self, max_wait_ns: int | None) -> int | None:
-        """Return how long it makes sense to wait: a turn at the deadline that the call is under comes too late."""
-        left_ns = remaining_ns(self.clock)
-        if left_ns is None or left_ns <= 0:
-            # What is over already is for the cancellation to tell.
-            return max_wait_ns
-        return left_ns - 1 if max_wait_ns is None else min(max_wait_ns, left_ns - 1)
-
-    def _checked_units(self, cost: float) -> int:
-        positive("cost", cost)
-        return self._bucket.units(cost)
-
-    def _units(self, cost: float) -> int:
-        """Return the cost in units, or raise ValueError. The lock is held, so that the capacity stays what it is."""
-        units = self._checked_units(cost)
-        if not self._bucket.fits(units):
-            raise self._too_large(cost)
-        return units
-
-    def _too_large(self, cost: float) -> ValueError:
-        return ValueError(f"cost must be at most the capacity of {self._bucket.capacity!r}, not {cost!r}")
-
-    def _join(self, waiter: Waiter, cost: float, max_wait_ns: int | None) -> bool:
-        """Queue the waiter, or return False if its turn would come too late."""
-        with self._section:
-            units = self._units(cost)
-            now_ns = self._serve()
-            delay_ns = max(0, self._bucket.ready_at(units, self._queued_units) - now_ns)
-            joined = max_wait_ns is None or delay_ns <= max_wait_ns
-            if joined:
-                waiter.value = cost
-                waiter.units = units
-                waiter.deadline_ns = None if max_wait_ns is None else now_ns + max_wait_ns
-                if isinstance(waiter, _Place):
-                    waiter.delay_ns = delay_ns
-                self._queue.join(waiter)
-                self._queued_units += units
-        return joined
-
-    def _serve(self) -> int:
-        """Grant what is due by now, and return this instant. The lock is held."""
-        now_ns = self._line.at(self.clock.monotonic_ns())
-        self._grant(now_ns)
-        return now_ns
-
-    def _grant(self, now_ns: int) -> None:
-        """Grant from the head of the queue what is due by now. The lock is held.
-
-        Before the bucket is changed by anything but a call that is admitted, whoever is due has to be served.
-        """
-        while (head := self._queue.head) is not None:
-            at_ns = now_ns
-            if isinstance(head, _Place) and head.unattended:
-                # Its tokens were its own when it was due, whenever that is noticed; what has come in since is not lost.
-                at_ns = min(now_ns, max(self._served_ns, self._bucket.ready_at(head.units)))
-            if not self._bucket.take(at_ns, head.units):
-                break
-            self._queued_units -= head.units
-            self._queue.leave(head)
-            if isinstance(head, _Scheduled):
-                self._admitted += 1
-                continue
-            self._bucket.hold()
-            head.granted = True
-            if not head.wake():
-                # Its loop has closed: nobody will ever resume there.
-                head.granted = False
-                self._bucket.give_back(head.units)
-                self._served_ns = now_ns
-                self._queue.wake_leaders()
-        self._served_ns = now_ns
-
-    def _turn(self, waiter: Waiter) -> tuple[bool | None, int | None]:
-        """Return whether the waiter is through (True or False, None: not yet), and for how long it has to wait."""
-        with self._section:
-            now_ns = self._serve()
-            if waiter.granted:
-                # From here on there is no await, so nothing can take it back.
-                waiter.granted = False
-                self._bucket.keep()
-                self._admitted += 1
-                return True, None
-            if waiter.refused:
-                if isinstance(waiter.value, ValueError):
-                    raise waiter.value
-                return False, None
-            head = self._queue.head
-            if head is None or not self._queue.leads(waiter):
-                return None, None
-            return None, max(0, self._bucket.ready_at(head.units) - now_ns)
-
-    async def _park(self, waiter: TaskWaiter | _Reserved) -> bool:
-        try:
-            while True:
-                through, delay_ns = self._turn(waiter)
-                if through is not None:
-                    return through
-                await waiter.wait(self.clock, delay_ns)
-        except GeneratorExit:
-            self._from_finalizer(functools.partial(self._abandon, waiter))
-            raise
-        except BaseException:
-            self._abandon(waiter)
-            raise
-
-    def _park_blocking(self, waiter: ThreadWaiter) -> bool:
-        try:
-            while True:
-                through, delay_ns = self._turn(waiter)
-                if through is not None:
-                    return through
-                waiter.wait_blocking(self.clock, delay_ns)
-        except BaseException:
-            self._abandon(waiter)
-            raise
-
-    def _abandon(self, waiter: Waiter) -> None:
-        """Take the waiter out, or give back what it was granted, and let the next one go."""
-        with self._section:
-            now_ns = self._serve()
-            if waiter.granted:
-                waiter.granted = False
-                self._bucket.give_back(waiter.units)
-            elif self._queue.leave(waiter):
-                self._queued_units -= waiter.units
-            else:
-                return
-            self._grant(now_ns)
-            self._queue.wake_leaders()
-
 
 class _Tokens(Permit):
     """A permit that knows what it took, and the state that it left the bucket in.
@@ -513,119 +324,6 @@ class _Tokens(Permit):
 
     def give_back(self, bucket: TokenBucket) -> bool:
         return bucket.give_back_last(self.generation, self.tat, bucket.units(self.cost))
-
-
-class _Place(Waiter):
-    """A place in the queue that nobody need be parked at: due `delay_ns` after it was taken, if nothing changes."""
-
-    __slots__ = ("delay_ns",)
-
-    def __init__(self) -> None:
-        super().__init__(self)
-        self.delay_ns: int = 0
-
-    @property
-    def unattended(self) -> bool:
-        """Whether nobody is parked here now."""
-        return True
-
-
-class _Scheduled(_Place):
-    """A turn that is taken for good; nobody waits for it."""
-
-    __slots__ = ()
-
-
-class _Reserved(_Place):
-    """A place that may be waited at, and given up."""
-
-    __slots__ = ("parked", "state")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parked: TaskWaiter | None = None
-        self.state: str = "waiting"
-
-    @property
-    def unattended(self) -> bool:
-        return self.parked is None
-
-    def __repr__(self) -> str:
-        return f"<reserved place, {self.state}>"
-
-    def wake(self) -> bool:
-        # Read once: another thread may be leaving `Reservation.wait`.
-        parked = self.parked
-        return parked.wake() if parked is not None else True
-
-    async def wait(self, clock: Clock, delay_ns: int | None) -> None:
-        assert self.parked is not None  # noqa: S101 - set by Reservation.wait, the only caller
-        await self.parked.wait(clock, delay_ns)
-
-
-class Reservation:
-    """A place in a RateLimiter's queue: its tokens are set aside for you when their time has come.
-
-    Use it with `await wait()`, or give it up with `cancel()`. It may be had without waiting once `ready_in` is 0.
-    """
-
-    __slots__ = ("_entry", "_limiter")
-
-    def __init__(self, limiter: RateLimiter, entry: _Reserved) -> None:
-        self._limiter = limiter
-        self._entry = entry
-
-    @property
-    def ready_in(self) -> float:
-        """In how many seconds the tokens are there; it only ever moves earlier (unless the limiter is updated)."""
-        limiter, entry = self._limiter, self._entry
-        with limiter._section:  # noqa: SLF001 - one class in two parts
-            now_ns = limiter._serve()  # noqa: SLF001
-            ahead = 0
-            for other in limiter._queue:  # noqa: SLF001
-                if other is entry:
-                    return seconds(max(0, limiter._bucket.ready_at(entry.units, ahead) - now_ns))  # noqa: SLF001
-                ahead += other.units
-        return 0.0
-
-    async def wait(self) -> None:
-        """Wait until the tokens are there, and take them. A checkpoint if they are not there yet.
-
-        A cancellation cancels the reservation and goes on.
-
-        Raises:
-            RuntimeError: the reservation has been cancelled (also while it is waited for), or is waited for already.
-            ValueError: its cost no longer fits since the limiter was updated.
-
-        """
-        limiter, entry = self._limiter, self._entry
-        if entry.state == "used":
-            return
-        if entry.state != "waiting" or entry.parked is not None:
-            msg = f"a reservation is waited for once, and not after it was cancelled; this one is {entry!r}"
-            raise RuntimeError(msg)
-        with limiter._section:  # noqa: SLF001 - as above
-            # If it is due already, its tokens are those of then; as soon as it is waited for, they are those of now.
-            limiter._serve()  # noqa: SLF001
-        entry.parked = async_waiter()
-        try:
-            if not await limiter._park(entry):  # noqa: SLF001
-                msg = f"{entry!r} was cancelled while it was waited for"
-                raise RuntimeError(msg)
-            entry.state = "used"
-        finally:
-            entry.parked = None
-            if entry.state == "waiting":
-                entry.state = "cancelled"
-
-    def cancel(self) -> None:
-        """Give back the place, or the tokens if they are there. Idempotent; after use it does nothing."""
-        if self._entry.state == "waiting":
-            self._entry.state = "cancelled"
-            self._limiter._abandon(self._entry)  # noqa: SLF001
-            # Whoever waits for it must not wait for ever.
-            self._entry.refused = True
-            self._entry.wake()
 
 
 def _wait_ns(max_wait: float) -> int | None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from resilience.clock import MonotoneLine
     from resilience.parking import TaskWaiter, Waiter
-    from resilience.rate_limiter import _Reserved
+    from resilience.turns import Reserved
 
 RATE, CAPACITY = 1, 3
 EIGHTH = Fraction(1, 8)
@@ -251,7 +251,7 @@ class _Barging(RateLimiter):
 class _Swallowing(RateLimiter):
     """A mutant: makes a refusal of a cancellation."""
 
-    async def _park(self, waiter: TaskWaiter | _Reserved) -> bool:
+    async def _park(self, waiter: TaskWaiter | Reserved) -> bool:
         try:
             return await super()._park(waiter)
         except GeneratorExit:

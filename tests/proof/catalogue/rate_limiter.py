@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from resilience.clock import Clock, MonotoneLine
     from resilience.parking import TaskWaiter, Waiter
-    from resilience.rate_limiter import _Reserved
+    from resilience.turns import Reserved
     from tests.proof.programs import Kind, Tasks
 
 __all__ = ["ROWS"]
@@ -516,7 +516,7 @@ class Leaks(RateLimiter):
 class Swallows(RateLimiter):
     """Makes a refusal of a cancellation."""
 
-    async def _park(self, waiter: TaskWaiter | _Reserved) -> bool:
+    async def _park(self, waiter: TaskWaiter | Reserved) -> bool:
         try:
             return await super()._park(waiter)
         except GeneratorExit:
