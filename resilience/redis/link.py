@@ -107,9 +107,9 @@ class Request:
         *,
         undo: Callable[[Reply], object] | None = None,
     ) -> None:
-        self.script = script
-        self.keys = keys
-        self.args = args
+        self.script: Script = script
+        self.keys: tuple[str, ...] = keys
+        self.args: tuple[str | int, ...] = args
         self.wake: Callable[[], object] | None = None
         self.reply: Reply | None = None
         self.error: StoreError | None = None
