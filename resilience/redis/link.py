@@ -31,6 +31,8 @@ import redis.exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from resilience import ResilienceError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -58,7 +60,7 @@ _AILING_TYPES = (
 )
 
 
-class StoreError(Exception):
+class StoreError(ResilienceError):
     """The server did not answer as it should.
 
     `ailing` says that it would not answer anybody else either; else the trouble is with this one request. `asked` says

@@ -23,6 +23,8 @@ from resilience.redis.link import Request, StoreError
 from resilience.redis.store import RedisStore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from resilience import NeverFits, Verdict
     from resilience.clock import Clock
     from resilience.redis.link import Reply, Script
@@ -140,13 +142,13 @@ class SharedGuard(Guard, Generic[L]):
             return Permit(self)
         raise self._refusal_in(nanoseconds(self.store.breaker.retry_after()))
 
-    def _refusal_in(self, delay_ns: int) -> Exception:
-        """Count a refusal, and return what says in what time it is worth asking again."""
-        return self.refuse(NotUntil(self.clock.monotonic_ns() + delay_ns))
+    def _refusal_in(self, delay_ns: int | None) -> Exception:
+        """Count a refusal, and return what says in what time it is worth asking again, if that is known."""
+        return self.refuse(NotUntil(None if delay_ns is None else self.clock.monotonic_ns() + delay_ns))
 
-    def _tell(self, keys: tuple[str, ...], *args: str | int) -> None:
-        """Tell the server something without waiting for it. Any thread."""
-        if not self.store.tell(Request(self.script, keys, args), self._lose):
+    def _tell(self, keys: tuple[str, ...], *args: str | int, heard: Callable[[Reply], object] | None = None) -> None:
+        """Tell the server something without waiting for it; `heard` is called with its answer. Any thread."""
+        if not self.store.tell(Request(self.script, keys, args), heard, self._lose):
             self._lost += 1
 
     def _lose(self, error: StoreError) -> None:

@@ -52,7 +52,7 @@ class RedisStore:
 
     """
 
-    __slots__ = ("__weakref__", "_breaker", "_link", "_timeout_ns", "clock", "prefix", "timeout", "url")
+    __slots__ = ("__weakref__", "_breaker", "_link", "_timeout_ns", "clock", "prefix", "timeout")
 
     def __init__(
         self, url: str, *, timeout: float = 0.25, prefix: str = "resilience", clock: Clock | None = None
@@ -142,21 +142,25 @@ class RedisStore:
             raise StoreError(f"no answer within {self.timeout:g} s", ailing=True)
         return left_ns
 
-    def tell(self, request: Request, on_error: Callable[[StoreError], object]) -> bool:
+    def tell(
+        self, request: Request, heard: Callable[[Reply], object] | None, lost: Callable[[StoreError], object]
+    ) -> bool:
         """Send a request whose answer nobody waits for; False if the server is being left alone. Any thread.
 
-        `on_error` is called if it cannot be sent after all, in another thread.
+        `heard` is called with the answer, `lost` if there is none, both in the thread of the link.
         """
         permit = self._breaker.admit()
         if not isinstance(permit, Permit):
             return False
 
         def told() -> None:
-            if request.error is None:
-                permit.success()
+            if request.error is not None:
+                self._breaker.settle_exception(permit, request.error)
+                lost(request.error)
                 return
-            self._breaker.settle_exception(permit, request.error)
-            on_error(request.error)
+            if heard is not None:
+                heard(_answer(request))
+            permit.success()
 
         request.wake = told
         self._link.submit(request)

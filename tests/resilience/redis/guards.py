@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from resilience import RejectedError
-from resilience.redis import RedisRateLimiter, RedisStormGuard
+from resilience.redis import RedisCircuitBreaker, RedisRateLimiter, RedisStormGuard
+from tests.resilience.support import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from resilience.redis.shared import OnStoreError, SharedGuard
 
 #: How many calls each lets pass at once, without a failure among them; None: all.
-ROOM: dict[str, int | None] = {"limiter": 3, "storm guard": 3}
+ROOM: dict[str, int | None] = {"limiter": 3, "storm guard": 3, "breaker": None}
 
 
 def make(kind: str, store: RedisStore, on_store_error: OnStoreError = "local") -> SharedGuard[Any]:
@@ -32,9 +33,14 @@ def _storm_guard(store: RedisStore, on_store_error: OnStoreError) -> RedisStormG
     return RedisStormGuard(store, 1_000.0, 3, name="guard", on_store_error=on_store_error)
 
 
+def _breaker(store: RedisStore, on_store_error: OnStoreError) -> RedisCircuitBreaker:
+    return RedisCircuitBreaker(store, name="guard", on_store_error=on_store_error)
+
+
 MAKERS: dict[str, Callable[[RedisStore, OnStoreError], SharedGuard[Any]]] = {
     "limiter": _limiter,
     "storm guard": _storm_guard,
+    "breaker": _breaker,
 }
 each_kind = pytest.mark.parametrize("kind", MAKERS)
 each_mode = pytest.mark.parametrize("mode", ["local", "admit", "reject"])
@@ -42,6 +48,17 @@ each_mode = pytest.mark.parametrize("mode", ["local", "admit", "reject"])
 
 async def _work() -> None:
     """Do nothing, well."""
+
+
+async def quiet(store: RedisStore) -> None:
+    """Wait until the server has been told all that was to be told."""
+    await until(lambda: not under_way(store))
+
+
+def under_way(store: RedisStore) -> int:
+    """Count the exchanges that have not ended."""
+    counted = store.breaker.statistics()
+    return counted.admitted - counted.succeeded - counted.failed - counted.ignored - counted.cancelled - counted.late
 
 
 def passes_plainly(guard: SharedGuard[Any]) -> bool:

@@ -86,7 +86,7 @@ def test_what_nobody_waits_for_is_told_in_order(store: RedisStore, client: Clien
     append = Script("return {redis.call('RPUSH', KEYS[1], ARGV[1])}")
     lost: list[StoreError] = []
     for number in range(600):
-        assert store.tell(Request(append, (f"{prefix}:told",), (number,)), lost.append)
+        assert store.tell(Request(append, (f"{prefix}:told",), (number,)), None, lost.append)
     store.close()
     assert not thread_of(store).is_alive()
     assert client.lrange(f"{prefix}:told", 0, -1) == [str(number).encode() for number in range(600)]
@@ -98,10 +98,10 @@ def test_what_could_not_be_told_is_known() -> None:
     """Whoever tells something hears that it was lost: at once while the server is left alone, else when it is seen."""
     with RedisStore("redis://127.0.0.1:1") as store:
         lost: list[StoreError] = []
-        assert store.tell(Request(ECHO, (), (1,)), lost.append)
+        assert store.tell(Request(ECHO, (), (1,)), None, lost.append)
         until_blocking(lambda: bool(lost))
         assert lost[0].ailing
-        assert not store.tell(Request(ECHO, (), (1,)), lost.append)
+        assert not store.tell(Request(ECHO, (), (1,)), None, lost.append)
         assert len(lost) == 1
 
 

@@ -17,7 +17,7 @@ from resilience import CircuitState, RateLimitedError
 from resilience.redis import RedisRateLimiter, RedisStore
 from resilience.telemetry import Unshared
 from resilience.testing import ManualClock
-from tests.resilience.redis.guards import ROOM, each_kind, each_mode, make, passes, passes_plainly
+from tests.resilience.redis.guards import ROOM, each_kind, each_mode, make, passes, passes_plainly, quiet
 from tests.resilience.support import Crew, settle, until, until_blocking
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ async def test_a_killed_server_leaves_what_was_declared(
     """RL12: without its server a guard does what `on_store_error` says, tells so once, and comes back by itself."""
     guard = make(kind, store, mode)
     assert await passes(guard)
+    await quiet(store)
     server.kill()
     await assert_declared(kind, mode, lambda: passes(guard))
     assert guard.statistics().unshared == 5
@@ -111,6 +112,7 @@ async def test_a_paused_server_is_waited_for_in_vain_once(
     """RL12: a server that stands still costs the first call its timeout, and those after it nothing."""
     guard = make(kind, store, mode)
     assert await passes(guard)
+    await quiet(store)
     server.pause()
     async with Crew() as crew:
         first = crew.start(lambda: passes(guard))
@@ -135,6 +137,7 @@ async def test_one_call_finds_out_whether_the_server_is_back(
     """F14: whoever comes while that is being found out goes on without the server; nobody knocks beside it."""
     guard = make(kind, store, "admit")
     assert await passes(guard)
+    await quiet(store)
     server.pause()
     async with Crew() as crew:
         first = crew.start(lambda: passes(guard))
@@ -147,6 +150,7 @@ async def test_one_call_finds_out_whether_the_server_is_back(
         assert sum(job.ended for job in jobs) == 49
         server.go_on()
         await until(lambda: all(job.ended for job in jobs))
+    await quiet(store)
     assert guard.statistics().unshared == 50
     assert store.breaker.state is CircuitState.CLOSED
 
@@ -283,13 +287,14 @@ async def test_an_empty_server_is_begun_with_anew(
     room = ROOM[kind]
     for _ in range(2):
         assert [await passes(guard) for _ in range(4)] == [room is None or call < room for call in range(4)]
+        await quiet(store)
         server.kill()
         server.start()
         # The connection is seen to have ended before anything is sent over it.
     assert guard.statistics().unshared == 0
 
 
-@each_kind
+@pytest.mark.parametrize("kind", ["limiter", "storm guard"])
 @pytest.mark.parametrize("native", [False, True], ids=["scope", "native"])
 async def test_a_call_that_is_cancelled_while_it_asks_leaves_nothing_behind(
     kind: str, *, native: bool, server: UnreliableServer, store: RedisStore
@@ -329,6 +334,7 @@ async def test_plain_code_goes_on_without_the_server_too(
         return await anyio.to_thread.run_sync(passes_plainly, guard)
 
     assert await in_plain_code()
+    await quiet(store)
     server.kill()
     await assert_declared(kind, mode, in_plain_code)
     assert guard.statistics().unshared == 5

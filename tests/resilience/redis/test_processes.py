@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.resilience.redis.several import run_several
+from tests.resilience.redis.several import Process, run_several
 from tests.resilience.support import assert_caught
 
 if TYPE_CHECKING:
@@ -76,3 +76,59 @@ def test_processes_share_one_window(redis_url: str, prefix: str) -> None:
 def test_processes_with_a_window_each_are_seen(redis_url: str, prefix: str) -> None:
     """SG1: a guard in each process lets three times as much pass."""
     assert_caught(partial(law_sg1, "local storm guard", redis_url, prefix))
+
+
+def law_cb1(kind: str, url: str, prefix: str) -> None:
+    """CB1: no more probes than allowed are under way at a time, in all processes together, and some are."""
+    terms = {"failure_threshold": 1, "recovery_timeout": 0.1, "half_open_max_calls": 2, "probe_timeout": 30.0}
+    with Process(kind, url, prefix, terms=terms, fails=1) as first:
+        assert first.hear() == "ready"
+        first.say()
+        first.calls()
+    # The circuit is open now, and since every call fails, it never closes: whatever runs is a probe.
+    plan = [{**entry, "lasts": 0.01, "fails": 10**9} for entry in PLAN]
+    probes = [call for call in run_several(kind, url, prefix, terms=terms, plan=plan) if call.ran]
+    assert len(probes) >= 2
+    for probe in probes:
+        assert sum(other.answered_at <= probe.answered_at < other.ended_at for other in probes) <= 2
+
+
+def test_processes_share_the_places_of_probes(redis_url: str, prefix: str) -> None:
+    """CB1: a callee that is down is tried by as few calls as were allowed, however many processes there are."""
+    law_cb1("breaker", redis_url, prefix)
+
+
+def test_processes_with_a_circuit_each_are_seen(redis_url: str, prefix: str) -> None:
+    """CB1: a breaker in each process lets as many through in each."""
+    assert_caught(partial(law_cb1, "local breaker", redis_url, prefix))
+
+
+def law_cb3(kind: str, url: str, prefix: str) -> None:
+    """CB3: an outcome that one process tells after another has opened and closed the circuit changes nothing."""
+    patient = {"failure_threshold": 1, "recovery_timeout": 1_000.0}
+    hasty = {**patient, "recovery_timeout": 0.02}
+    with (
+        Process(kind, url, prefix, terms=patient, fails=1, waits=True) as slow,
+        Process(kind, url, prefix, terms=hasty, fails=1, until_good=True, **{"for": 30.0, "pause": 0.005}) as other,
+        Process(kind, url, prefix, terms=patient) as last,
+    ):
+        assert [process.hear() for process in (slow, other, last)] == ["ready"] * 3
+        slow.say()
+        assert slow.hear() == "begun"
+        other.say()
+        first, *_, good = other.calls()
+        assert (first.ran, good.ran) == (True, True)
+        slow.say("end")
+        assert len(slow.calls()) == 1
+        last.say()
+        assert [call.ran for call in last.calls()] == [True]
+
+
+def test_an_outcome_of_before_changes_nothing_anywhere(redis_url: str, prefix: str) -> None:
+    """CB3: each permit is of a generation, whatever process has it."""
+    law_cb3("breaker", redis_url, prefix)
+
+
+def test_a_script_that_counts_any_outcome_is_seen(redis_url: str, prefix: str) -> None:
+    """CB3: the mutant opens a circuit that had been found to be well."""
+    assert_caught(partial(law_cb3, "careless breaker", redis_url, prefix))
