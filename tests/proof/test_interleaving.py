@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import find, settings
 
-from resilience import RateLimiter, SystemClock, parking, rate_limiter
+from resilience import RateLimiter, SystemClock, parking, rate_limiter, turns
 from resilience.testing import (
     PCT,
     DeadlockError,
@@ -322,7 +322,7 @@ def test_event_loops_in_several_threads_wake_one_another() -> None:
 
     hashes = set()
     for seed in range(15):
-        told = record(scenario, watch=[rate_limiter, parking], schedule=Random(seed))
+        told = record(scenario, watch=[rate_limiter, turns, parking], schedule=Random(seed))
         assert told.outcome() == [0.0, 1.0, 2.0]
         hashes.add(told.hash)
     assert len(hashes) == 15

@@ -21,6 +21,7 @@ from resilience import (
     parking,
     queueing,
     rate_limiter,
+    turns,
 )
 from resilience.testing import History, Model, Operation, assert_linearizable
 from tests.proof.threaded import holds
@@ -66,7 +67,7 @@ def admits_a_token_a_second(kind: type[RateLimiter]) -> Callable[[], None]:
         assert limiter.statistics().admitted == len(admitted) >= 2
         assert limiter.statistics().waiting == 0
 
-    return lambda: holds(scenario, watch=[rate_limiter, parking, events, kind], limit=150)
+    return lambda: holds(scenario, watch=[rate_limiter, turns, parking, events, kind], limit=150)
 
 
 def test_a_limiter_between_loops_loses_no_token() -> None:

@@ -18,6 +18,7 @@ from resilience import (
     circuit_breaker,
     queueing,
     rate_limiter,
+    turns,
 )
 from resilience.fusing import SETTLED
 from resilience.layer import Guard
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from resilience.outcome import Verdict
     from resilience.testing.interleaving import Threads
 
-WATCHED = [adaptive_limiter, bulkhead, circuit_breaker, queueing, rate_limiter]
+WATCHED = [adaptive_limiter, bulkhead, circuit_breaker, queueing, rate_limiter, turns]
 
 G = TypeVar("G", bound=Guard)
 Ways: TypeAlias = "tuple[Callable[[Permit], object], ...]"

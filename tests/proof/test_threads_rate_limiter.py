@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import attrs
 import pytest
 
-from resilience import RateLimiter, events, rate_limiter
+from resilience import RateLimiter, events, rate_limiter, turns
 from resilience.layer import Permit
 from resilience.testing import Model, Operation
 from tests.proof.threaded import World, linearizable, unlocked
@@ -16,7 +16,7 @@ from tests.resilience.support import assert_caught
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-WATCHED = [rate_limiter, events]
+WATCHED = [rate_limiter, turns, events]
 CAPACITY = 3
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import pytest
 
-from resilience import RateLimiter, events, parking, rate_limiter
+from resilience import RateLimiter, events, parking, rate_limiter, turns
 from tests.proof.threaded import World, acting, holds, unlocked
 from tests.resilience.support import assert_caught
 
@@ -59,7 +59,7 @@ Act: TypeAlias = "Callable[[Turns], None]"
 def comes_in_turn(kind: type[RateLimiter], programs: Sequence[Sequence[Act]]) -> Callable[[], None]:
     """Make the property that who waits has a turn as soon as there can be one, whoever gives up ahead."""
     scenario = acting(lambda: Turns(kind), programs, Turns.every_turn_came)
-    return lambda: holds(scenario, watch=[rate_limiter, parking, events, kind], draws=40, limit=500)
+    return lambda: holds(scenario, watch=[rate_limiter, turns, parking, events, kind], draws=40, limit=500)
 
 
 CHANGED: list[list[Act]] = [[Turns.block, Turns.block], [Turns.change_ones_mind], [Turns.block]]

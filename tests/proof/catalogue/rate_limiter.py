@@ -10,6 +10,7 @@ import anyio
 
 from resilience import RateLimiter
 from resilience import rate_limiter as limiter_module
+from resilience import turns as turns_module
 from resilience.machines import token_bucket as bucket_module
 from resilience.machines.token_bucket import TokenBucket
 from resilience.testing import Faults, History, ManualClock, Model, Operation, assert_linearizable
@@ -557,7 +558,7 @@ class Sluggish(RateLimiter):
 
 #: Those in which the machine may read what it will, but time itself is on time.
 _BACK = (Faults(back=1.0, odds=4), Faults(stall=1.0, odds=3), Faults())
-_WATCHED = (limiter_module, bucket_module)
+_WATCHED = (limiter_module, turns_module, bucket_module)
 
 
 def _row(number: str, says: str, trials: Any, *mutants: Kind) -> Row:  # noqa: ANN401 - one or several
