@@ -9,7 +9,8 @@ from __future__ import annotations
 from resilience.adaptive_limiter import AdaptiveLimiter, LimiterShare
 from resilience.attempts import Attempt, Attempts
 from resilience.bulkhead import Bulkhead
-from resilience.circuit_breaker import CircuitBreaker, CircuitState, Isolation
+from resilience.circuit_breaker import CircuitBreaker, CircuitState
+from resilience.circuits import Isolation
 from resilience.clock import CallbackClock, Clock, SystemClock
 from resilience.coalescing import Coalesced, Coalescer, Fate
 from resilience.counting import Statistics

@@ -73,7 +73,7 @@ RULES = (
             ("remains",),
             ("layer",),
             ("picking",),
-            ("queueing", "turns"),
+            ("queueing", "turns", "circuits"),
             (
                 "rate_limiter", "circuit_breaker", "storm_guard", "guarded_deque", "bulkhead", "adaptive_limiter",
                 "keyed", "retry", "timeout", "fallback", "hedge",

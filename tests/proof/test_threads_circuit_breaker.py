@@ -16,6 +16,7 @@ from resilience import (
     FailureRate,
     Permit,
     circuit_breaker,
+    circuits,
     events,
 )
 from resilience.events import EventQueue, Section
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from resilience.outcome import Verdict
 
-WATCHED = [circuit_breaker, events]
+WATCHED = [circuit_breaker, circuits, events]
 MACHINES = [breaker, tripwires]
 RECOVERY = 10
 PROBES = 2
@@ -254,7 +255,7 @@ class LooksFirst(CircuitBreaker):
             finally:
                 self._machine.probe_limit -= 1
             self._admissions.add()
-            return circuit_breaker._Admission(self, self._machine.generation, probe or 0, 0)
+            return circuits.Admission(self, self._machine.generation, probe or 0, 0)
 
 
 class ComparesFirst(CircuitBreaker):

@@ -16,6 +16,7 @@ from resilience import (
     adaptive_limiter,
     bulkhead,
     circuit_breaker,
+    circuits,
     queueing,
     rate_limiter,
     turns,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from resilience.outcome import Verdict
     from resilience.testing.interleaving import Threads
 
-WATCHED = [adaptive_limiter, bulkhead, circuit_breaker, queueing, rate_limiter, turns]
+WATCHED = [adaptive_limiter, bulkhead, circuit_breaker, circuits, queueing, rate_limiter, turns]
 
 G = TypeVar("G", bound=Guard)
 Ways: TypeAlias = "tuple[Callable[[Permit], object], ...]"

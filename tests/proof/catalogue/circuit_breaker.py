@@ -21,6 +21,7 @@ from resilience import (
     Verdict,
 )
 from resilience import circuit_breaker as breaker_module
+from resilience import circuits as circuits_module
 from resilience.machines import breaker as machine_module
 from resilience.machines import tripwires as tripwires_module
 from resilience.machines.breaker import TRANSITIONS
@@ -612,7 +613,7 @@ class Jumpy(_Altered):
 # -- the rows --------------------------------------------------------------------------------------------------------
 
 _RULES = (machine_module, tripwires_module)
-_WATCHED = (breaker_module, *_RULES)
+_WATCHED = (breaker_module, circuits_module, *_RULES)
 
 
 def _row(number: str, says: str, trials: Any, *mutants: Kind) -> Row:  # noqa: ANN401 - one or several
