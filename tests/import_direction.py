@@ -111,6 +111,7 @@ RULES = (
             ("receive",),
             ("store",),
             ("guards",),
+            ("recorder",),
             ("dispatcher",),
             ("service",),
             ("event_bus",),

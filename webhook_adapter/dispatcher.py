@@ -35,6 +35,7 @@ from webhook_adapter import lifecycle
 from webhook_adapter.crew import Crew
 from webhook_adapter.guards import EndpointGuards, Guards, fair_room
 from webhook_adapter.model import AttemptOutcome, FailureKind
+from webhook_adapter.recorder import Recorder
 from webhook_adapter.store import Claim, Release, Settlement, Store, StoreClosedError, StoreUnavailableError
 
 if TYPE_CHECKING:
@@ -161,16 +162,14 @@ class Dispatcher:
         self._woken = False
         self._stopping = False
         self._done: anyio.Event | None = None
-        # Outcomes that wait to be recorded together, in the next turn of the event loop.
-        self._outcomes: list[Settlement] = []
+        self._recorder = Recorder(store, clock=clock, wall=wall, recovered=self.wake, done=self._over)
         # How many are leased, but for those that wait for their endpoint's turn: what is or may be in flight.
         self._sending = 0
         self._active = 0
-        self._unrecorded = 0
         self._idle: list[Waiter] = []
         self._next_recovery = 0.0
         self._next_pruning = 0.0
-        self._attempts = self._succeeded = self._failed = self._rejected = self._stale = self._limited = 0
+        self._attempts = self._succeeded = self._failed = self._rejected = self._limited = 0
         self._transitions: collections.Counter[tuple[str, str]] = collections.Counter()
 
     # -- from outside -----------------------------------------------------------------------------------------------
@@ -209,7 +208,7 @@ class Dispatcher:
     @property
     def healthy(self) -> bool:
         """Whether it runs, and the database takes its outcomes."""
-        return self._sleeper is not None and not self._stopping and not self._unrecorded
+        return self._sleeper is not None and not self._stopping and not self._recorder.in_trouble
 
     def statistics(self) -> DispatcherStatistics:
         """Return a frozen snapshot. Any thread."""
@@ -218,11 +217,11 @@ class Dispatcher:
             succeeded=self._succeeded,
             failed=self._failed,
             rejected=self._rejected,
-            stale=self._stale,
+            stale=self._recorder.stale,
             limited=self._limited,
             transitions=dict(self._transitions),
             in_flight=self._active,
-            store_trouble=self._unrecorded > 0,
+            store_trouble=self._recorder.in_trouble,
         )
 
     # -- the loop ---------------------------------------------------------------------------------------------------
@@ -250,10 +249,9 @@ class Dispatcher:
         except* StoreClosedError:
             logger.warning("the store was closed under the dispatcher")
         finally:
-            if self._outcomes:
-                # A cancellation came between them and the transaction that was to record them.
-                with anyio.move_on_after(_RELEASE_WITHIN, shield=True):
-                    await self._record()
+            # A cancellation may have come between outcomes and the transaction that was to record them.
+            with anyio.move_on_after(_RELEASE_WITHIN, shield=True):
+                await self._recorder.flush()
             self._sleeper = None
             self._stopping = True
             for waiter in list(self._idle):
@@ -265,7 +263,7 @@ class Dispatcher:
         if now >= self._next_recovery:
             self._next_recovery = now + self._settings.lease_for / 3
             await self._store.recover_leases(now=now)
-        if self._unrecorded:
+        if self._recorder.in_trouble:
             # The database does not take outcomes: whoever waits to record one wakes us when it has.
             return _LOOK_AROUND
         if now >= self._next_pruning:
@@ -456,49 +454,9 @@ class Dispatcher:
             u=self._random.random(),
             expires_at=claim.delivery.expires_at,
         )
-        self._outcomes.append(Settlement(claim, outcome, judgement, now, self._blocked_until(guards, outcome, now)))
-        if len(self._outcomes) == 1:
-            self._crew.start(self._record)
-
-    async def _record(self) -> None:
-        """Record the outcomes that there are, waiting for the database if need be, as long as their leases last."""
-        settlements, self._outcomes = self._outcomes, []
-        count = len(settlements)
-        waiting = False
-        try:
-            while settlements:
-                try:
-                    attempts = await self._store.record(settlements)
-                except StoreUnavailableError as error:
-                    if not waiting:
-                        waiting = True
-                        self._unrecorded += 1
-                        logger.warning("outcomes cannot be recorded, nothing is claimed until they are: %s", error)
-                    settlements = self._still_leased(settlements)
-                    if settlements:
-                        await self._clock.sleep(error.retry_after)
-                else:
-                    self._stale += attempts.count(None)
-                    break
-        except StoreClosedError:
-            logger.warning("%d attempts ended after the store had been closed", len(settlements))
-        finally:
-            if waiting:
-                self._unrecorded -= 1
-                self.wake()
-            self._over(count)
-
-    def _still_leased(self, settlements: list[Settlement]) -> list[Settlement]:
-        """Return those that may still be recorded, as of now."""
-        now = self._wall()
-        left = []
-        for each in settlements:
-            delivery = each.claim.delivery
-            if delivery.lease_until is None or now >= delivery.lease_until:
-                logger.warning("delivery %s lost its lease before its outcome was recorded", delivery.id)
-            else:
-                left.append(attrs.evolve(each, now=now))
-        return left
+        settlement = Settlement(claim, outcome, judgement, now, self._blocked_until(guards, outcome, now))
+        if self._recorder.add(settlement):
+            self._crew.start(self._recorder.flush)
 
     def _over(self, count: int) -> None:
         """Note that this process has nothing more to do with so many deliveries."""
