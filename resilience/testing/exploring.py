@@ -29,7 +29,8 @@ from resilience.testing.virtual_time import NO_FAULTS, Faults
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
 
-    from resilience.testing.interleaving import Threads, Watched
+    from resilience.testing.instructions import Watched
+    from resilience.testing.interleaving import Threads
     from resilience.testing.runs import Run
     from resilience.testing.schedules import Schedule
 

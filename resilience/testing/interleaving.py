@@ -14,41 +14,34 @@ Rules of this module:
 
 Plain stress finds next to no races: a thread runs thousands of instructions before another has its turn.
 
-Instructions are seen by `sys.monitoring` where it exists (Python 3.12), else by `sys.settrace`. On 3.11 lines that run
-in such a thread are therefore not seen by coverage.
+On Python 3.11 instructions are seen by `sys.settrace`; lines that run in such a thread are not seen by coverage there.
 """
 
 from __future__ import annotations
 
-import dis
 import functools
-import gc
-import inspect
 import math
 import sys
 import threading
 import traceback
-import types
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeVar
 
 from resilience.clock import SystemClock
 from resilience.machines.checks import positive_int
 from resilience.testing import runs
-from resilience.testing.runs import DeadlockError, NoProgressError, Recorder, Run, let_in, shut_off
+from resilience.testing.instructions import file_of, tracing, watching
+from resilience.testing.runs import AbandonedError, DeadlockError, NoProgressError, Recorder, Run, let_in, shut_off
 from resilience.testing.schedules import Random
-from resilience.testing.seeded_asyncio import SeededLoop
+from resilience.testing.thread_locks import Lock, RLock, real_lock, real_rlock, references
 from resilience.testing.virtual_time import VirtualTime
 
 if TYPE_CHECKING:
-    import asyncio
+    import types
     from collections.abc import Awaitable, Callable, Iterable, Iterator
-    from typing import TypeAlias
 
+    from resilience.testing.instructions import Watched
     from resilience.testing.schedules import Schedule
-
-    TraceFunction: TypeAlias = Callable[[types.FrameType, str, object], "TraceFunction | None"]
-    Watched: TypeAlias = types.ModuleType | type | Callable[..., object]
 
 __all__ = ["Threads", "record", "run"]
 
@@ -56,9 +49,6 @@ T = TypeVar("T")
 
 #: After so many seconds of real time without a step the run is given up.
 STUCK_AFTER = 20.0
-
-_real_lock = threading.Lock
-_real_rlock = threading.RLock
 
 
 def run(
@@ -114,36 +104,12 @@ def record(
     """
     positive_int("max_steps", max_steps)
     watched = tuple(watch)
-    files = frozenset(filter(None, map(_file, watched)))
+    files = frozenset(filter(None, map(file_of, watched)))
     if not files:
         msg = f"watch must be modules, classes or functions that have a source file, not {watch!r}"
         raise ValueError(msg)
     body = functools.partial(_once, scenario, files, watched)
     return (runs.record_twice if twice else runs.record)(body, schedule, max_steps=max_steps)
-
-
-def _file(watched: Watched) -> str | None:
-    if isinstance(watched, types.ModuleType):
-        return watched.__file__
-    try:
-        return inspect.getfile(watched)
-    except (TypeError, OSError):
-        # A class that was typed at a prompt or ran from a page knows no file; its methods do.
-        return next((function.__code__.co_filename for function in _functions(watched)), None)
-
-
-def _functions(found: object) -> Iterator[types.FunctionType]:
-    """Yield the function that this is, or those that it is made of."""
-    if isinstance(found, functools.partial):
-        for inner in (found.func, *found.args):
-            yield from _functions(inner)
-    elif isinstance(found, types.MethodType):
-        yield from _functions(found.__func__)
-    elif isinstance(found, type):
-        for inner in vars(found).values():
-            yield from _functions(inner)
-    elif isinstance(found, types.FunctionType):
-        yield found
 
 
 def _once(
@@ -155,10 +121,6 @@ def _once(
         return scenario(threads)
 
 
-class _AbandonedError(BaseException):
-    """Ends a thread of a run that is over."""
-
-
 class _Thread:
     """One thread, and what it waits for."""
 
@@ -167,7 +129,7 @@ class _Thread:
     def __init__(self, number: int, body: Callable[[], object]) -> None:
         self.number = number
         self.body = body
-        self.gate = _real_lock()
+        self.gate = real_lock()
         self.gate.acquire()
         self.ready: Callable[[], bool] | None = None
         self.deadline_ns: int | None = None
@@ -189,20 +151,41 @@ class Threads:
         self._places: dict[tuple[int, int], tuple[str, types.CodeType]] = {}
         self._circles: list[list[_Thread]] = []
         self._finding: BaseException | None = None
-        self._finished = _real_lock()
+        self._finished = real_lock()
         self._finished.acquire()
-        self._lifted = False
+        self._stack = ExitStack()
+        self._has_trio = False
 
     def start(self, func: Callable[..., object], /, *args: object) -> None:
         """Have a thread that calls `func(*args)`; it runs in `join`."""
         self._threads.append(_Thread(len(self._threads) + 1, functools.partial(func, *args)))
 
-    def start_loop(self, main: Callable[[], Awaitable[object]], /) -> None:
-        """Have a thread that runs an async function in an event loop of asyncio of its own, on the same virtual time.
+    def start_loop(
+        self, main: Callable[[], Awaitable[object]], /, *, backend: Literal["asyncio", "trio"] = "asyncio"
+    ) -> None:
+        """Have a thread that runs an async function in an event loop of its own, on the same virtual time.
 
-        The order of its callbacks is chosen too; when none can run, it waits to be woken by another thread.
+        The order of its callbacks or tasks is chosen too; when none can run, it waits to be woken by another thread.
+
+        Raises:
+            ImportError: trio is not installed.
+            ValueError: `backend` is neither of the two.
+
         """
-        self.start(self._run_loop, main)
+        if backend == "asyncio":
+            from resilience.testing import thread_asyncio
+
+            self.start(thread_asyncio.run, main, self._recorder, self._time, self._park)
+        elif backend == "trio":
+            from resilience.testing import thread_trio
+
+            if not self._has_trio:
+                self._has_trio = True
+                self._stack.enter_context(thread_trio.in_charge())
+            self.start(thread_trio.run, main, self._recorder, self._time, self._park)
+        else:
+            msg = f"backend must be 'asyncio' or 'trio', not {backend!r}"
+            raise ValueError(msg)
 
     def join(self) -> None:
         """Run the threads until all of them have ended; raise what one of them raised.
@@ -225,7 +208,7 @@ class Threads:
             for worker in workers:
                 worker.start()
         self._known += [thread.body for thread in threads]
-        with _watching(self):
+        with watching(self._files, self._known, self._step):
             self._pass_baton(self._choose(None))
             self._wait_for_all()
         with self._originals(), let_in():
@@ -263,7 +246,7 @@ class Threads:
             msg = "the scenario itself waits for what nobody can give while no thread runs"
             raise DeadlockError(msg)
         if self._finding is not None:
-            raise _AbandonedError
+            raise AbandonedError
         me.ready, me.deadline_ns = ready, deadline_ns
         try:
             self._hand_over(me)
@@ -271,13 +254,17 @@ class Threads:
         finally:
             me.ready = me.deadline_ns = None
 
+    def _park_for(self, ready: Callable[[], bool], timeout: float) -> bool:
+        """Do the same, for so many seconds at most; below zero, for as long as it takes."""
+        return self._park(ready, None if timeout < 0 else self._time.now_ns + math.ceil(timeout * 10**9))
+
     def _hand_over(self, me: _Thread) -> None:
         chosen = self._choose(me)
         if chosen is not me:
             self._pass_baton(chosen)
             me.gate.acquire()
             if self._finding is not None:
-                raise _AbandonedError
+                raise AbandonedError
 
     def _pass_baton(self, thread: _Thread) -> None:
         thread.gate.release()
@@ -299,7 +286,7 @@ class Threads:
 
     def _give_up(self, finding: BaseException) -> NoReturn:
         self._finding = self._finding or finding
-        raise _AbandonedError
+        raise AbandonedError
 
     def _work(self, thread: _Thread) -> None:
         """Be one of the threads."""
@@ -307,9 +294,9 @@ class Threads:
         self._by_ident[threading.get_ident()] = thread
         try:
             if self._finding is None:
-                with shut_off(), _tracing(self):
+                with shut_off(), tracing(self._files, self._step):
                     thread.body()
-        except _AbandonedError:
+        except AbandonedError:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again by who joins
             thread.error = error
@@ -327,7 +314,7 @@ class Threads:
         if self._finding is None:
             try:
                 chosen = self._choose(thread)
-            except _AbandonedError:
+            except AbandonedError:
                 # Whoever it is ends now.
                 chosen = left[0]
         self._pass_baton(chosen)
@@ -363,21 +350,22 @@ class Threads:
     def _in_charge(self) -> Iterator[None]:
         """Have locks instrumented and sleep virtual, for what is made and done from here on."""
         kept = SystemClock.sleep_blocking
-        replaced = _references(self._files)
+        replaced = references(self._files)
 
         def sleep_blocking(_clock: SystemClock, seconds: float, /) -> None:
-            self._park(_never, self._time.now_ns + max(0, math.ceil(seconds * 10**9)))
+            self._park_for(_never, max(0.0, seconds))
 
         self._replacements = [
-            (threading, "Lock", _real_lock, functools.partial(_Lock, self)),
-            (threading, "RLock", _real_rlock, functools.partial(_RLock, self)),
-            (threading, "_allocate_lock", threading._allocate_lock, functools.partial(_Lock, self)),  # type: ignore[attr-defined] # noqa: SLF001 - what Condition takes
-            *((module, name, old, functools.partial(new, self)) for module, name, old, new in replaced),
+            (threading, "Lock", real_lock, functools.partial(Lock, self._park_for)),
+            (threading, "RLock", real_rlock, functools.partial(RLock, self._park_for)),
+            (threading, "_allocate_lock", threading._allocate_lock, functools.partial(Lock, self._park_for)),  # type: ignore[attr-defined] # noqa: SLF001 - what Condition takes
+            *((module, name, old, functools.partial(new, self._park_for)) for module, name, old, new in replaced),
         ]
         SystemClock.sleep_blocking = sleep_blocking  # type: ignore[method-assign]
         self._replace(instrumented=True)
         try:
-            yield
+            with self._stack:
+                yield
         finally:
             self._replace(instrumented=False)
             SystemClock.sleep_blocking = kept  # type: ignore[method-assign]
@@ -395,254 +383,6 @@ class Threads:
         for module, name, old, new in self._replacements:
             setattr(module, name, new if instrumented else old)
 
-    # -- an event loop in a thread ------------------------------------------------------------------------------------
-
-    def _run_loop(self, main: Callable[[], Awaitable[object]]) -> None:
-        _ThreadLoop(self._recorder, self._time, self).run(main)
-
-
-class _ThreadLoop(SeededLoop):
-    """A seeded loop that waits for other threads, where one that is alone would be in a deadlock.
-
-    Only `call_soon_threadsafe` may be called by these: to what else they call a real loop that sleeps would not wake.
-    """
-
-    def __init__(self, recorder: Recorder, time: VirtualTime, threads: Threads) -> None:
-        super().__init__(recorder, time, starving=False)
-        self._threads = threads
-
-    def call_soon(self, callback: Callable[..., object], *args: object, context: object = None) -> asyncio.Handle:
-        """Call back soon; RuntimeError in another thread."""
-        self._check_thread()  # type: ignore[attr-defined]
-        return super().call_soon(callback, *args, context=context)  # type: ignore[arg-type]
-
-    def call_at(
-        self, when: float, callback: Callable[..., object], *args: object, context: object = None
-    ) -> asyncio.TimerHandle:
-        """Call back then; RuntimeError in another thread."""
-        self._check_thread()  # type: ignore[attr-defined]
-        return super().call_at(when, callback, *args, context=context)  # type: ignore[arg-type]
-
-    def call_soon_threadsafe(
-        self, callback: Callable[..., object], *args: object, context: object = None
-    ) -> asyncio.Handle:
-        """Call back soon, whoever asks."""
-        return super().call_soon(callback, *args, context=context)  # type: ignore[arg-type]
-
-    def _wait(self, due_ns: int | None) -> None:
-        self._threads._park(lambda: bool(self._ready), due_ns)  # type: ignore[attr-defined] # noqa: SLF001 - its own other half
-
 
 def _never() -> bool:
     return False
-
-
-def _references(files: frozenset[str]) -> list[tuple[types.ModuleType, str, object, type[_Lock | _RLock]]]:
-    """Return where watched modules have imported the classes of locks by name."""
-    by_name: dict[object, type[_Lock | _RLock]] = {_real_lock: _Lock, _real_rlock: _RLock}
-    return [
-        (module, name, value, by_name[value])
-        for module in _modules(files, len(sys.modules))
-        for name, value in list(vars(module).items())
-        if value is _real_lock or value is _real_rlock
-    ]
-
-
-@functools.lru_cache
-def _modules(files: frozenset[str], _loaded: int) -> list[types.ModuleType]:
-    """Return the modules that were read from these files; where more have been loaded since, it is another question."""
-    return [module for module in list(sys.modules.values()) if getattr(module, "__file__", None) in files]
-
-
-# -- locks ------------------------------------------------------------------------------------------------------------
-
-
-class _Lock:
-    """A `threading.Lock` whose waiters pass the baton on. Only one thread runs at a time, so a flag will do."""
-
-    __slots__ = ("__weakref__", "_held", "_threads")
-
-    def __init__(self, threads: Threads) -> None:
-        self._threads = threads
-        self._held = False
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as the real one
-        if self._held and not (blocking and _parked(self._threads, self._free, timeout)):
-            return False
-        self._held = True
-        return True
-
-    def _free(self) -> bool:
-        return not self._held
-
-    def release(self) -> None:
-        if not self._held:
-            msg = "release unlocked lock"
-            raise RuntimeError(msg)
-        self._held = False
-
-    def locked(self) -> bool:
-        return self._held
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
-
-
-class _RLock:
-    """A `threading.RLock`, likewise; with the three methods by which Condition gives it up and takes it back."""
-
-    __slots__ = ("__weakref__", "_count", "_owner", "_threads")
-
-    def __init__(self, threads: Threads) -> None:
-        self._threads = threads
-        self._owner: int | None = None
-        self._count = 0
-
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:  # noqa: FBT001, FBT002 - as the real one
-        me = threading.get_ident()
-        if self._owner not in (None, me) and not (blocking and _parked(self._threads, self._free, timeout)):
-            return False
-        self._owner = me
-        self._count += 1
-        return True
-
-    def _free(self) -> bool:
-        return self._owner is None
-
-    def release(self) -> None:
-        if not self._is_owned():
-            msg = "cannot release un-acquired lock"
-            raise RuntimeError(msg)
-        self._count -= 1
-        if not self._count:
-            self._owner = None
-
-    def __enter__(self) -> bool:
-        return self.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
-
-    def _is_owned(self) -> bool:
-        return self._owner == threading.get_ident()
-
-    def _release_save(self) -> int:
-        count, self._count, self._owner = self._count, 0, None
-        return count
-
-    def _acquire_restore(self, count: int) -> None:
-        self.acquire()
-        self._count = count
-
-
-def _parked(threads: Threads, ready: Callable[[], bool], timeout: float) -> bool:
-    deadline_ns = None if timeout < 0 else threads._time.now_ns + math.ceil(timeout * 10**9)  # noqa: SLF001 - its own other half
-    return threads._park(ready, deadline_ns)  # noqa: SLF001 - as above
-
-
-# -- instructions -----------------------------------------------------------------------------------------------------
-
-#: They move what the thread has already, and drop nothing that might have a finalizer.
-_QUIET = frozenset(
-    dis.opmap[name]
-    for name in (
-        "CACHE", "COPY", "COPY_FREE_VARS", "EXTENDED_ARG", "JUMP_FORWARD", "KW_NAMES", "LOAD_CLOSURE", "LOAD_CONST",
-        "LOAD_FAST", "LOAD_FAST_AND_CLEAR", "LOAD_FAST_BORROW", "LOAD_FAST_BORROW_LOAD_FAST_BORROW", "LOAD_FAST_CHECK",
-        "LOAD_FAST_LOAD_FAST", "LOAD_SMALL_INT", "MAKE_CELL", "NOP", "NOT_TAKEN", "PRECALL", "PUSH_NULL", "RESUME",
-        "SWAP",
-    )
-    if name in dis.opmap
-)  # fmt: skip
-
-
-@functools.cache
-def _quiet(code: types.CodeType) -> frozenset[int]:
-    """Return where in this code nothing is done that another thread could see, or see to."""
-    return frozenset(offset for offset in range(0, len(code.co_code), 2) if code.co_code[offset] in _QUIET)
-
-
-if sys.version_info >= (3, 12):
-    _monitoring = sys.monitoring
-    _TOOLS = (4, 3)  # the numbers that Python reserves for nobody
-
-    @contextmanager
-    def _watching(threads: Threads) -> Iterator[None]:
-        """Have every instruction of the watched files told to `threads`."""
-        tool = next(number for number in _TOOLS if _monitoring.get_tool(number) is None)
-        known = [each.__code__ for found in threads._known for each in _functions(found)]  # noqa: SLF001 - its own other half
-        codes = _codes(threads._files) | _within(known, threads._files)  # noqa: SLF001 - as above
-        event, step = _monitoring.events.INSTRUCTION, threads._step  # noqa: SLF001 - as above
-
-        def instruction(code: types.CodeType, offset: int) -> object:
-            if offset in _quiet(code):
-                return _monitoring.DISABLE
-            return step(code, offset)
-
-        _monitoring.use_tool_id(tool, __name__)
-        _monitoring.register_callback(tool, event, instruction)
-        for code in codes.values():
-            _monitoring.set_local_events(tool, code, event)
-        try:
-            yield
-        finally:
-            for code in codes.values():
-                _monitoring.set_local_events(tool, code, 0)
-            _monitoring.register_callback(tool, event, None)
-            _monitoring.free_tool_id(tool)
-
-    @contextmanager
-    def _tracing(_threads: Threads) -> Iterator[None]:
-        """Do nothing: what is watched is watched in every thread."""
-        yield
-
-    @functools.cache
-    def _codes(files: frozenset[str]) -> dict[int, types.CodeType]:
-        """Return all code of these files, the first time that they are asked for: functions, and what these contain."""
-        functions = [each for each in gc.get_objects() if isinstance(each, types.FunctionType)]
-        return _within([each.__code__ for each in functions], files)
-
-    def _within(codes: list[types.CodeType], files: frozenset[str]) -> dict[int, types.CodeType]:
-        """Return those of these files, and what they contain, by id: what was read twice is equal, and yet is two."""
-        found: dict[int, types.CodeType] = {}
-        while codes:
-            code = codes.pop()
-            if code.co_filename in files and id(code) not in found:
-                found[id(code)] = code
-                codes += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-        return found
-
-else:
-
-    @contextmanager
-    def _watching(_threads: Threads) -> Iterator[None]:
-        """Do nothing: each thread watches itself."""
-        yield
-
-    @contextmanager
-    def _tracing(threads: Threads) -> Iterator[None]:
-        """Have every instruction of the watched files in this thread told to `threads`."""
-        files, step = threads._files, threads._step  # noqa: SLF001 - its own other half
-
-        def watch(frame: types.FrameType, _event: str, _argument: object) -> TraceFunction | None:
-            code = frame.f_code
-            if code.co_filename not in files:
-                return None
-            frame.f_trace_opcodes = True
-            frame.f_trace_lines = False
-            quiet = _quiet(code)
-
-            def instruction(frame: types.FrameType, event: str, _argument: object) -> TraceFunction:
-                if event == "opcode" and frame.f_lasti not in quiet:
-                    step(code, frame.f_lasti)
-                return instruction
-
-            return instruction
-
-        sys.settrace(watch)
-        try:
-            yield
-        finally:
-            sys.settrace(None)

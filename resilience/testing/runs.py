@@ -55,6 +55,10 @@ class RealWorldError(RuntimeError):
     """The body reached for the world outside: a socket, a process, a thread, a sleep in real time."""
 
 
+class AbandonedError(BaseException):
+    """Ends a thread of a run that is over, whatever catches an Exception there."""
+
+
 #: Whose turn it was, by number; what ran, and where it stood; the virtual time in nanoseconds.
 Step: TypeAlias = tuple[int, str, int, int]
 

@@ -78,21 +78,12 @@ def record(
 def _once(main: Callable[[], Awaitable[T]], recorder: Recorder, *, starve: bool | None, faults: Faults) -> T:
     time = VirtualTime(recorder, faults)
     starving = bool(recorder.choose(2)) if starve is None else starve
-    scheduler = _Scheduler(recorder, time, starving=starving)
-    # The doors are shut from within, when trio has what it needs, and opened in any case.
-    with time.shown(), scheduler.in_charge(), scheduler.doors:
-        try:
-            return trio.run(_shut_off, main, scheduler, clock=scheduler, instruments=[scheduler])
-        except trio.TrioInternalError:
-            # Tasks that would not be cancelled: there is no other way out of trio.
-            if scheduler.finding is None:
-                raise
-            raise scheduler.finding from None
-        finally:
-            scheduler.give_up_tasks()
+    with time.shown(), in_charge():
+        return Scheduler(recorder, time, starving=starving).run(main)
 
 
-async def _shut_off(main: Callable[[], Awaitable[T]], scheduler: _Scheduler) -> T:
+async def _shut_off(main: Callable[[], Awaitable[T]], scheduler: Scheduler) -> T:
+    scheduler.root = trio.lowlevel.current_root_task()
     with scheduler.scope:
         scheduler.doors.enter_context(shut_off())
         try:
@@ -106,13 +97,37 @@ async def _shut_off(main: Callable[[], Awaitable[T]], scheduler: _Scheduler) -> 
     raise AssertionError(scheduler.finding)
 
 
-class _Scheduler(trio.abc.Clock, trio.abc.Instrument):
-    """Everything that trio asks in order to know what comes next: its clock, its dice and its instrument."""
+class _Dice:
+    """Trio's dice, which are for all its runs: each that has a scheduler asks that one."""
+
+    def shuffle(self, batch: list[trio.lowlevel.Task]) -> None:
+        scheduler = trio_run.GLOBAL_RUN_CONTEXT.runner.clock
+        if isinstance(scheduler, Scheduler):
+            scheduler.shuffle(batch)
+
+
+@contextmanager
+def in_charge() -> Iterator[None]:
+    """Be trio's dice; and have it start its threads anew, so that they are seen."""
+    kept = trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r  # noqa: SLF001 - the module says why
+    idle = dict(trio_threads.THREAD_CACHE._idle_workers)  # noqa: SLF001 - as above
+    trio_threads.THREAD_CACHE._idle_workers.clear()  # noqa: SLF001 - as above
+    trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r = True, _Dice()  # type: ignore[misc, assignment] # noqa: SLF001
+    try:
+        yield
+    finally:
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r = kept  # type: ignore[misc] # noqa: SLF001 - as above
+        trio_threads.THREAD_CACHE._idle_workers.update(idle)  # noqa: SLF001 - as above
+
+
+class Scheduler(trio.abc.Clock, trio.abc.Instrument):
+    """Everything that one run of trio asks in order to know what comes next: its clock, its dice and its instrument."""
 
     def __init__(self, recorder: Recorder, time: VirtualTime, *, starving: bool) -> None:
         self.scope = trio.CancelScope()
         self.doors = ExitStack()
-        self.finding: DeadlockError | NoProgressError | None = None
+        self.root: trio.lowlevel.Task | None = None
+        self.finding: BaseException | None = None
         self._recorder = recorder
         self._time = time
         self._starving = starving
@@ -120,28 +135,27 @@ class _Scheduler(trio.abc.Clock, trio.abc.Instrument):
         self._shields_broken = False
         self._numbers: dict[trio.lowlevel.Task, int] = {}
         self._ready: list[trio.lowlevel.Task] = []
-        self._left: list[trio.lowlevel.Task] = []
         self._steps = 0
         self._looked_at_step = -1
 
-    @contextmanager
-    def in_charge(self) -> Iterator[None]:
-        """Be trio's dice; and have it start its threads anew, so that they are seen."""
-        kept = trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r  # noqa: SLF001 - the module says why
-        idle = dict(trio_threads.THREAD_CACHE._idle_workers)  # noqa: SLF001 - as above
-        trio_threads.THREAD_CACHE._idle_workers.clear()  # noqa: SLF001 - as above
-        trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r = True, self  # type: ignore[misc, assignment] # noqa: SLF001
-        try:
-            yield
-        finally:
-            trio_run._ALLOW_DETERMINISTIC_SCHEDULING, trio_run._r = kept  # type: ignore[misc] # noqa: SLF001 - as above
-            trio_threads.THREAD_CACHE._idle_workers.update(idle)  # noqa: SLF001 - as above
+    def run(self, main: Callable[[], Awaitable[T]]) -> T:
+        """Run an async function to its end; nothing is left behind, however it ended."""
+        # The doors are shut from within, when trio has what it needs, and opened in any case.
+        with self.doors:
+            try:
+                return trio.run(_shut_off, main, self, clock=self, instruments=[self])
+            except trio.TrioInternalError:
+                # Tasks that would not be cancelled: there is no other way out of trio.
+                self._give_up_tasks()
+                if self.finding is None:
+                    raise
+                raise self.finding from None
 
     def clean_up(self) -> None:
         """From here on, have everything done in plain order, and put nothing down."""
         self._cleaning = self._cleaning or 1
 
-    def _give_up(self, finding: DeadlockError | NoProgressError) -> None:
+    def _give_up(self, finding: BaseException) -> None:
         """Cancel the body for what was found, at the second time without its shields; at the third it goes on."""
         self.clean_up()
         if self.finding is None:
@@ -155,20 +169,20 @@ class _Scheduler(trio.abc.Clock, trio.abc.Instrument):
                     status._scope.shield = False  # noqa: SLF001 - as above
                     status = status._parent  # noqa: SLF001 - as above
         else:
-            root = trio.lowlevel.current_root_task()
-            self._left = [root, *_below(root.child_nurseries)] if root is not None else []
             raise self.finding
 
-    def give_up_tasks(self) -> None:
+    def _give_up_tasks(self) -> None:
         """End the tasks that would not be cancelled, the children first, and hold none any longer."""
-        for task in self._left:
+        root = self.root
+        left = [root, *_below(root.child_nurseries)] if root is not None else []
+        for task in left:
             task._abort_func = None  # noqa: SLF001 - nobody is left to wake it
             for nursery in task.child_nurseries:
                 nursery._children.clear()  # noqa: SLF001 - a nursery complains of those left
-        for task in reversed(self._left):
+        for task in reversed(left):
             end(task.coro)
         self._numbers.clear()
-        self._left.clear()
+        self.root = None
 
     # -- the dice ---------------------------------------------------------------------------------------------------
 
@@ -227,11 +241,18 @@ class _Scheduler(trio.abc.Clock, trio.abc.Instrument):
         elif trio_run.GLOBAL_RUN_CONTEXT.runner.waiting_for_idle:
             return math.inf
         elif deadline == math.inf:
-            self._give_up(DeadlockError(_everybody_waits()))
+            self._wait(None)
         elif deadline > self.current_time():
             due_ns = math.ceil(deadline * 10**9)
-            self._time.pass_until(due_ns if due_ns / 10**9 >= deadline else due_ns + 1)
+            self._wait(due_ns if due_ns / 10**9 >= deadline else due_ns + 1)
         return 0
+
+    def _wait(self, due_ns: int | None) -> None:
+        """Nobody can run: let time pass until the next deadline, if there is one."""
+        if due_ns is None:
+            self._give_up(DeadlockError(_everybody_waits()))
+        else:
+            self._time.pass_until(due_ns)
 
 
 def _tasks() -> Iterator[trio.lowlevel.Task]:

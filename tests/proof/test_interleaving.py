@@ -8,9 +8,11 @@ import functools
 import queue
 import socket
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import anyio
 import pytest
+import trio
 from hypothesis import find, settings
 
 from resilience import RateLimiter, SystemClock, parking, rate_limiter, turns
@@ -26,10 +28,11 @@ from resilience.testing import (
     Schedule,
     interleaving,
     schedules,
+    thread_locks,
 )
 from resilience.testing.interleaving import Threads, record, run
 from tests.proof.leavings import Broken, nothing_left_behind
-from tests.resilience.support import assert_refuses, in_thread
+from tests.resilience.support import assert_refuses, both_loops, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,7 +225,7 @@ def test_locks_are_as_strict_as_real_ones() -> None:
             lock.acquire()
 
     run(scenario, watch=[Counter])
-    assert type(threading.Lock()) is type(interleaving._real_lock())
+    assert type(threading.Lock()) is type(thread_locks.real_lock())
 
 
 def test_what_threads_raise_is_raised() -> None:
@@ -295,11 +298,12 @@ def test_a_lock_from_before_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         record(scenario, watch=[Counter], twice=False).outcome()
 
 
-def test_event_loops_in_several_threads_wake_one_another() -> None:
+@both_loops
+def test_event_loops_in_several_threads_wake_one_another(backend: Literal["asyncio", "trio"]) -> None:
     """RL1, RL5: a limiter between two loops and a thread admits each in turn, at its instant."""
 
     def scenario(threads: Threads) -> list[float]:
-        limiter = RateLimiter(1, 1)
+        limiter = RateLimiter(1, 1, max_wait=100)
         start = limiter.clock.monotonic_ns()
         admitted = []
 
@@ -311,10 +315,8 @@ def test_event_loops_in_several_threads_wake_one_another() -> None:
             limiter.admit_blocking()
             admitted.append((limiter.clock.monotonic_ns() - start) / 10**9)
 
-        limiter.max_wait = 100
-        limiter._max_wait_ns = 100 * 10**9
         threads.start_loop(acquire)
-        threads.start_loop(acquire)
+        threads.start_loop(acquire, backend=backend)
         threads.start(block)
         threads.join()
         assert limiter.statistics().waiting == 0
@@ -328,7 +330,8 @@ def test_event_loops_in_several_threads_wake_one_another() -> None:
     assert len(hashes) == 15
 
 
-def test_a_loop_that_nobody_wakes_is_a_deadlock() -> None:
+@both_loops
+def test_a_loop_that_nobody_wakes_is_a_deadlock(backend: Literal["asyncio", "trio"]) -> None:
     """Also for a loop that runs in one of the threads."""
 
     def scenario(threads: Threads) -> None:
@@ -336,7 +339,7 @@ def test_a_loop_that_nobody_wakes_is_a_deadlock() -> None:
             waiter = parking.async_waiter()
             await waiter.wait(SystemClock(), None)
 
-        threads.start_loop(wait)
+        threads.start_loop(wait, backend=backend)
         threads.start(int)
         threads.join()
 
@@ -399,7 +402,16 @@ def test_nothing_is_left_behind() -> None:
                 group.create_task(stubborn())
                 group.create_task(stubborn())
 
+        async def in_trio() -> None:
+            for _ in range(3):
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(trio.sleep_forever)
+                except* trio.Cancelled:
+                    pass
+
         threads.start_loop(body)
+        threads.start_loop(in_trio, backend="trio")
         threads.start(threading.Event().wait)
         threads.join()
 
@@ -419,13 +431,22 @@ def test_names_bound_to_locks_are_replaced_too(monkeypatch: pytest.MonkeyPatch) 
         threads.join()
         return type(globals()["Lock"]()).__name__
 
-    assert run(scenario, watch=[Counter]) == "_Lock"
+    assert run(scenario, watch=[Counter]) == "Lock"
     assert globals()["Lock"] is threading.Lock
 
 
 def test_runs_in_other_threads_wait_for_one_another() -> None:
     """A run holds what belongs to the whole process, so there is one at a time."""
     assert in_thread(lambda: run(lambda threads: threads.join(), watch=[Counter])) is None
+
+
+def test_a_loop_of_another_kind_is_refused() -> None:
+    """There are two."""
+
+    def scenario(threads: Threads) -> None:
+        assert_refuses("backend", "curio", threads.start_loop, anyio.sleep_forever)
+
+    run(scenario, watch=[Counter])
 
 
 def test_bad_arguments_are_refused() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import anyio
 import attrs
 import pytest
+import trio
 
 from resilience import (
     AsyncGuardedDeque,
@@ -28,13 +29,36 @@ from tests.proof.threaded import holds
 from tests.resilience.support import assert_caught
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from resilience.parking import Waiter
     from resilience.testing.interleaving import Threads
 
 
-def admits_a_token_a_second(kind: type[RateLimiter]) -> Callable[[], None]:
+#: The event loops of the two threads that have one.
+Loops: TypeAlias = 'tuple[Literal["asyncio", "trio"], Literal["asyncio", "trio"]]'
+ON_ASYNCIO: Loops = ("asyncio", "asyncio")
+every_loop = pytest.mark.parametrize("loops", [ON_ASYNCIO, ("trio", "asyncio"), ("trio", "trio")], ids="-".join)
+
+
+async def for_a_second(call: Callable[[], Awaitable[object]]) -> None:
+    """Await a call, and cancel it after a second; that is no deadline, of which a guard might know."""
+
+    async def cancel(scope: anyio.CancelScope) -> None:
+        await anyio.sleep(1)
+        scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        if trio.lowlevel.in_trio_run():
+            group.start_soon(cancel, group.cancel_scope)
+        else:
+            # Sooner than a task could, so that it comes between a grant and the step of whoever was granted.
+            asyncio.get_running_loop().call_later(1, group.cancel_scope.cancel)
+        await call()
+        group.cancel_scope.cancel()
+
+
+def admits_a_token_a_second(kind: type[RateLimiter], loops: Loops = ON_ASYNCIO) -> Callable[[], None]:
     """Make the property that two loops and a thread have a token each second, though one of them may give up."""
 
     def scenario(threads: Threads) -> None:
@@ -49,30 +73,25 @@ def admits_a_token_a_second(kind: type[RateLimiter]) -> Callable[[], None]:
             assert await limiter.acquire()
             note()
 
-        async def give_up_after_a_second() -> None:
-            with anyio.CancelScope() as scope:
-                # No deadline, of which the limiter would know: then it would not wait at all.
-                asyncio.get_running_loop().call_later(1, scope.cancel)
-                await acquire()
-
         def block() -> None:
             limiter.admit_blocking()
             note()
 
-        threads.start_loop(give_up_after_a_second)
-        threads.start_loop(acquire)
+        threads.start_loop(lambda: for_a_second(acquire), backend=loops[0])
+        threads.start_loop(acquire, backend=loops[1])
         threads.start(block)
         threads.join()
         assert admitted == [float(second) for second in range(len(admitted))]
         assert limiter.statistics().admitted == len(admitted) >= 2
         assert limiter.statistics().waiting == 0
 
-    return lambda: holds(scenario, watch=[rate_limiter, turns, parking, events, kind], limit=150)
+    return lambda: holds(scenario, watch=[rate_limiter, turns, parking, events, kind], limit=100)
 
 
-def test_a_limiter_between_loops_loses_no_token() -> None:
+@every_loop
+def test_a_limiter_between_loops_loses_no_token(loops: Loops) -> None:
     """RL1, RL7, RL8: who gives up just as it is granted gives the token to the next, in whichever loop that waits."""
-    admits_a_token_a_second(RateLimiter)()
+    admits_a_token_a_second(RateLimiter, loops)()
 
 
 class KeepsTheToken(RateLimiter):
@@ -95,7 +114,7 @@ class WakesNobody(RateLimiter):
                 self._queued_units -= waiter.units
 
 
-def lets_in_one_at_a_time(kind: type[Bulkhead]) -> Callable[[], None]:
+def lets_in_one_at_a_time(kind: type[Bulkhead], loops: Loops = ON_ASYNCIO) -> Callable[[], None]:
     """Make the property that two loops and a thread are in one at a time, though one of them may give up."""
 
     def scenario(threads: Threads) -> None:
@@ -106,22 +125,16 @@ def lets_in_one_at_a_time(kind: type[Bulkhead]) -> Callable[[], None]:
             inside.append(name)
             assert inside == [name]
 
-        async def stay(name: str) -> None:
+        async def stay() -> None:
             async with room:
-                be_alone(name)
+                be_alone("who stays")
                 await anyio.sleep(1)
-                inside.remove(name)
+                inside.remove("who stays")
 
-        async def give_up_after_a_second() -> None:
-            with anyio.move_on_after(1):
-                async with room:
-                    be_alone("who gives up")
-                    inside.remove("who gives up")
-
-        async def both() -> None:
-            async with anyio.create_task_group() as group:
-                group.start_soon(stay, "a task")
-                group.start_soon(give_up_after_a_second)
+        async def look_in() -> None:
+            async with room:
+                be_alone("who looks in")
+                inside.remove("who looks in")
 
         def block() -> None:
             with room:
@@ -129,18 +142,20 @@ def lets_in_one_at_a_time(kind: type[Bulkhead]) -> Callable[[], None]:
                 SystemClock().sleep_blocking(1)
                 inside.remove("the thread")
 
-        threads.start_loop(both)
+        threads.start_loop(stay, backend=loops[0])
+        threads.start_loop(lambda: for_a_second(look_in), backend=loops[1])
         threads.start(block)
         threads.join()
         seen = room.statistics()
         assert (seen.in_use, seen.waiting) == (0, 0)
 
-    return lambda: holds(scenario, watch=[bulkhead, queueing, parking, events, kind], limit=150)
+    return lambda: holds(scenario, watch=[bulkhead, queueing, parking, events, kind], limit=100)
 
 
-def test_a_bulkhead_between_loops_loses_no_permit() -> None:
+@every_loop
+def test_a_bulkhead_between_loops_loses_no_permit(loops: Loops) -> None:
     """One at a time, and who gives up just as it is let in lets the next one in."""
-    lets_in_one_at_a_time(Bulkhead)()
+    lets_in_one_at_a_time(Bulkhead, loops)()
 
 
 class KeepsThePermit(Bulkhead):
@@ -186,7 +201,7 @@ class QueueModel(Model[Queued]):
                 return []
 
 
-def hands_on_every_item(kind: type[AsyncGuardedDeque[int]]) -> Callable[[], None]:
+def hands_on_every_item(kind: type[AsyncGuardedDeque[int]], loops: Loops = ON_ASYNCIO) -> Callable[[], None]:
     """Make the property that two loops get what a thread puts, in its order, though one of them may give up."""
 
     def scenario(threads: Threads) -> None:
@@ -197,18 +212,14 @@ def hands_on_every_item(kind: type[AsyncGuardedDeque[int]]) -> Callable[[], None
             with history.operation("get") as call:
                 call.result = await line.popleft()
 
-        async def give_up_after_a_second() -> None:
-            with anyio.move_on_after(1):
-                await get()
-
         def put() -> None:
             SystemClock().sleep_blocking(1)
             for item in range(3):
                 with history.operation("put", item):
                     line.append_nowait(item)
 
-        threads.start_loop(give_up_after_a_second)
-        threads.start_loop(get)
+        threads.start_loop(lambda: for_a_second(get), backend=loops[0])
+        threads.start_loop(get, backend=loops[1])
         threads.start(put)
         threads.join()
         with history.operation("left") as call:
@@ -217,12 +228,13 @@ def hands_on_every_item(kind: type[AsyncGuardedDeque[int]]) -> Callable[[], None
         seen = line.statistics()
         assert seen.put == seen.got + seen.depth == 3
 
-    return lambda: holds(scenario, watch=[guarded_deque, parking, events, kind], limit=150)
+    return lambda: holds(scenario, watch=[guarded_deque, parking, events, kind], limit=100)
 
 
-def test_a_deque_between_loops_loses_no_item() -> None:
+@every_loop
+def test_a_deque_between_loops_loses_no_item(loops: Loops) -> None:
     """DQ1, DQ2, DQ5, DQ6: who gives up just as it is handed an item gives that back to where it was."""
-    hands_on_every_item(AsyncGuardedDeque)()
+    hands_on_every_item(AsyncGuardedDeque, loops)()
 
 
 class KeepsTheItem(AsyncGuardedDeque[int]):

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from resilience.layer import Permit
     from resilience.testing import Run, Schedule
-    from resilience.testing.interleaving import Threads, Watched
+    from resilience.testing.instructions import Watched
+    from resilience.testing.interleaving import Threads
 
 #: How many programs are drawn.
 _PROGRAMS = 15
