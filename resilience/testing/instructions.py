@@ -150,8 +150,9 @@ else:
 
             return instruction
 
+        kept = sys.gettrace()
         sys.settrace(watch)
         try:
             yield
         finally:
-            sys.settrace(None)
+            sys.settrace(kept)

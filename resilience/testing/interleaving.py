@@ -124,7 +124,7 @@ def _once(
 class _Thread:
     """One thread, and what it waits for."""
 
-    __slots__ = ("body", "deadline_ns", "done", "error", "gate", "number", "ready")
+    __slots__ = ("body", "deadline_ns", "done", "error", "gate", "number", "ready", "where")
 
     def __init__(self, number: int, body: Callable[[], object]) -> None:
         self.number = number
@@ -132,6 +132,7 @@ class _Thread:
         self.gate = real_lock()
         self.gate.acquire()
         self.ready: Callable[[], bool] | None = None
+        self.where: Callable[[], str] | None = None
         self.deadline_ns: int | None = None
         self.done = False
         self.error: BaseException | None = None
@@ -239,20 +240,23 @@ class Threads:
             self._give_up(error)
         self._hand_over(me)
 
-    def _park(self, ready: Callable[[], bool], deadline_ns: int | None) -> bool:
-        """Let others run until `ready()`; return False if time has passed to the deadline instead."""
+    def _park(self, ready: Callable[[], bool], deadline_ns: int | None, where: Callable[[], str] | None = None) -> bool:
+        """Let others run until `ready()`; return False if time has passed to the deadline instead.
+
+        `where` tells where the thread stands, if that is not where its stack does.
+        """
         me = self._by_ident.get(threading.get_ident())
         if me is None:
             msg = "the scenario itself waits for what nobody can give while no thread runs"
             raise DeadlockError(msg)
         if self._finding is not None:
             raise AbandonedError
-        me.ready, me.deadline_ns = ready, deadline_ns
+        me.ready, me.deadline_ns, me.where = ready, deadline_ns, where
         try:
             self._hand_over(me)
             return ready()
         finally:
-            me.ready = me.deadline_ns = None
+            me.ready = me.deadline_ns = me.where = None
 
     def _park_for(self, ready: Callable[[], bool], timeout: float) -> bool:
         """Do the same, for so many seconds at most; below zero, for as long as it takes."""
@@ -342,7 +346,7 @@ class Threads:
         for ident, thread in sorted(self._by_ident.items(), key=lambda item: item[1].number):
             ours = [entry for entry in traceback.extract_stack(frames[ident]) if entry.filename in self._files]
             where = f"{ours[-1].name}, line {ours[-1].lineno}" if ours else "code that is not watched"
-            yield f"thread {thread.number} in {where}"
+            yield f"thread {thread.number} in {where if thread.where is None else f'a loop of {thread.where()}'}"
 
     # -- what is replaced -------------------------------------------------------------------------------------------
 

@@ -238,11 +238,15 @@ class SeededLoop(asyncio.BaseEventLoop):
         return self._numbers[task]
 
     def _everybody_waits(self) -> str:
+        return f"everybody waits, and nothing is due: {self.who_waits()}"
+
+    def who_waits(self) -> str:
+        """Name the tasks, and where each stands."""
         waiting = sorted(
             (self._numbers.get(task, -1), f"{task.get_name()}, {'{}, line {}'.format(*standing(task.get_coro()))}")
             for task in asyncio.all_tasks(self)
         )
-        return f"everybody waits, and nothing is due: {'; '.join(text for _, text in waiting)}"
+        return "; ".join(text for _, text in waiting)
 
     # -- what a loop has to have, and what this one refuses -----------------------------------------------------------
 

@@ -163,7 +163,7 @@ class Scheduler(trio.abc.Clock, trio.abc.Instrument):
             self.scope.cancel()
         elif not self._shields_broken:
             self._shields_broken = True
-            for task in _tasks():
+            for task in self._tasks():
                 status: trio_run.CancelStatus | None = task._cancel_status  # noqa: SLF001 - a shield has no public name but to those behind it
                 while status is not None:
                     status._scope.shield = False  # noqa: SLF001 - as above
@@ -184,6 +184,18 @@ class Scheduler(trio.abc.Clock, trio.abc.Instrument):
         self._numbers.clear()
         self.root = None
 
+    def _tasks(self) -> Iterator[trio.lowlevel.Task]:
+        """Yield the tasks of the body, those of trio itself apart."""
+        # The first nursery is for trio's own tasks, the last for the body.
+        yield from _below(self.root.child_nurseries[-1:] if self.root is not None else [])
+
+    def _everybody_waits(self) -> str:
+        return f"everybody waits, and nothing is due: {self.who_waits()}"
+
+    def who_waits(self) -> str:
+        """Name the tasks, and where each stands."""
+        return "; ".join(f"{task.name}, {'{}, line {}'.format(*standing(task.coro))}" for task in self._tasks())
+
     # -- the dice ---------------------------------------------------------------------------------------------------
 
     def shuffle(self, batch: list[trio.lowlevel.Task]) -> None:
@@ -191,7 +203,7 @@ class Scheduler(trio.abc.Clock, trio.abc.Instrument):
         if self._cleaning:
             self._cleaning += len(batch)
             if self._cleaning > _CLEANING_STEPS:
-                self._give_up(DeadlockError(_everybody_waits()))
+                self._give_up(DeadlockError(self._everybody_waits()))
             batch.reverse()
             return
         for task in batch:
@@ -250,16 +262,9 @@ class Scheduler(trio.abc.Clock, trio.abc.Instrument):
     def _wait(self, due_ns: int | None) -> None:
         """Nobody can run: let time pass until the next deadline, if there is one."""
         if due_ns is None:
-            self._give_up(DeadlockError(_everybody_waits()))
+            self._give_up(DeadlockError(self._everybody_waits()))
         else:
             self._time.pass_until(due_ns)
-
-
-def _tasks() -> Iterator[trio.lowlevel.Task]:
-    """Yield the tasks of the body, those of trio itself apart."""
-    root = trio.lowlevel.current_root_task()
-    # The first nursery is for trio's own tasks, the last for the body.
-    yield from _below(root.child_nurseries[-1:] if root is not None else [])
 
 
 def _below(nurseries: Iterable[trio.Nursery]) -> Iterator[trio.lowlevel.Task]:
@@ -271,8 +276,3 @@ def _below(nurseries: Iterable[trio.Nursery]) -> Iterator[trio.lowlevel.Task]:
     yield from tasks
     for task in tasks:
         yield from _below(task.child_nurseries)
-
-
-def _everybody_waits() -> str:
-    waiting = [f"{task.name}, {'{}, line {}'.format(*standing(task.coro))}" for task in _tasks()]
-    return f"everybody waits, and nothing is due: {'; '.join(waiting)}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from resilience.testing.runs import Recorder
     from resilience.testing.virtual_time import VirtualTime
 
-    Park: TypeAlias = Callable[[Callable[[], bool], int | None], bool]
+    Park: TypeAlias = Callable[[Callable[[], bool], int | None, Callable[[], str]], bool]
 
 __all__ = ["run"]
 
@@ -58,4 +58,4 @@ class ThreadLoop(SeededLoop):
             super().call_exception_handler(context)
 
     def _wait(self, due_ns: int | None) -> None:
-        self._park(lambda: bool(self._ready), due_ns)  # type: ignore[attr-defined]
+        self._park(lambda: bool(self._ready), due_ns, self.who_waits)  # type: ignore[attr-defined]

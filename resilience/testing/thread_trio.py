@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from resilience.testing.runs import Recorder
     from resilience.testing.virtual_time import VirtualTime
 
-    Park: TypeAlias = Callable[[Callable[[], bool], int | None], bool]
+    Park: TypeAlias = Callable[[Callable[[], bool], int | None, Callable[[], str]], bool]
 
 __all__ = ["in_charge", "run"]
 
@@ -38,6 +38,6 @@ class ThreadScheduler(Scheduler):
         queue = trio_run.GLOBAL_RUN_CONTEXT.runner.entry_queue
         try:
             # Calls from other threads are queued there; they wake trio through its own pipe, which it looks at next.
-            self._park(lambda: bool(queue.queue or queue.idempotent_queue), due_ns)
+            self._park(lambda: bool(queue.queue or queue.idempotent_queue), due_ns, self.who_waits)
         except AbandonedError as abandoned:
             self._give_up(abandoned)
