@@ -4,7 +4,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check prove bench conformance mutate docs requirements clean environment-run environment-dev environment-peers
+.PHONY: help demo test check prove fuzz bench conformance mutate docs requirements clean environment-run environment-dev environment-peers
 
 export PYTHON
 python := .venv/bin/python
@@ -35,6 +35,9 @@ check: environment-dev ## Check format, lint, types and the import direction
 
 prove: environment-dev ## Prove the guards: property by property, with mutants. SCHEDULES=100000000 takes long
 	@$(python) -m tests.proof $(if $(SCHEDULES),--schedules=$(SCHEDULES)) $(ARGS)
+
+fuzz: environment-dev ## Let a receiver answer at random ten thousand times. FUZZ=100000 takes long
+	@FUZZ=$(or $(FUZZ),10000) $(python) -m pytest --timeout=0 tests/adapter/test_fuzzed_receiver.py $(ARGS)
 
 bench: environment-peers ## Time every guard, beside other libraries too; BENCH_ENFORCE=1 fails past a target
 	$(python) -m benchmarks

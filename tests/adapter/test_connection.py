@@ -531,6 +531,20 @@ async def test_the_first_error_is_the_cause() -> None:
         await waiting
 
 
+def test_blank_lines_say_nothing() -> None:
+    """Behind a response as before it, in the same packet or another; but there may not be too many of them."""
+    line = Line()
+    connection = connected(Connection, line)
+    connection.begin(b"", Received(100))
+    connection.data_received(EMPTY + b"\r\n")
+    for _ in range(2**16):
+        connection.data_received(b"\r\n")
+    assert (line.aborted, connection.reusable) == (False, True)
+    for _ in range(2**17):
+        connection.data_received(b"\r\n")
+    assert (line.aborted, connection.reusable) == (True, False)
+
+
 @pytest.mark.anyio
 async def test_what_comes_before_it_is_asked_for_ends_the_connection() -> None:
     """A response that is there before its request, on a new connection or an idle one, answers nothing."""

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resilience import SystemClock
+from tests.adapter.peers import Peer, listening
 from webhook_adapter.egress import EgressPolicy, default_transport
 from webhook_adapter.model import AttemptOutcome, Endpoint, FailureKind, Message, SigningSecret
 from webhook_adapter.sender import Sender, parse_retry_after
@@ -210,6 +211,21 @@ async def test_an_endless_body_is_cut_at_the_cap(transport: httpx.AsyncBaseTrans
     async with Receiver(Reply(fault=Fault.ENDLESS_BODY)) as receiver:
         outcome = await attempt(Sender(transport, max_response_bytes=cap), endpoint(receiver.url))
     assert (outcome.status_code, outcome.error, outcome.response_body) == (200, None, b"." * cap)
+
+
+@pytest.mark.parametrize("behind", [b"zz\r\n", b"3\r\nabcdef\r\n", b"0\r\n\r\nmore", b""])
+async def test_what_comes_behind_the_cap_is_nobody_s_concern(
+    transport: httpx.AsyncBaseTransport, behind: bytes
+) -> None:
+    """F22, F23: good or bad, it is not looked at, even if it has come with the rest."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n" + behind)
+
+    async with listening(script) as peers:
+        outcome = await attempt(Sender(transport, max_response_bytes=2), endpoint(f"http://127.0.0.1:{peers.port}/"))
+    assert (outcome.status_code, outcome.failure, outcome.response_body) == (200, None, b"he")
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])

@@ -199,8 +199,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Read on in the response."""
         if self.complete:
-            # Whatever it is, it must not be taken for the answer to the next request.
-            self.fail(httpx.RemoteProtocolError("the receiver spoke before it was asked"))
+            # Blank lines say nothing, before a response as behind it, but there may not be too many of them. Whatever
+            # else it is, it must not be taken for the answer to the next request.
+            self._wasted_left -= len(data)
+            if self._wasted_left < 0 or data.strip(b"\r\n"):
+                self.fail(httpx.RemoteProtocolError("the receiver spoke before it was asked"))
             return
         if data[0] in _OTHER_PROTOCOLS and self._wasted_left == _MAX_WASTED:
             self.fail(httpx.RemoteProtocolError(_NOT_HTTP))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import ssl
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import anyio
 import attrs
@@ -99,12 +99,13 @@ class HttpcoreTransport(httpx.AsyncBaseTransport):
             httpx.TransportError: whatever went wrong, by httpx's names and those of `egress.errors`.
         """
         url = request.url
-        assert isinstance(request.stream, httpx.AsyncByteStream)  # noqa: S101 - as httpx's own transport does
+        content = request.stream
+        assert isinstance(content, httpx.AsyncByteStream)  # noqa: S101 - as httpx's own transport does
         sent = httpcore.Request(
             method=request.method,
             url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
             headers=request.headers.raw,
-            content=request.stream,
+            content=_Whole(b"".join(content)) if isinstance(content, httpx.ByteStream) else content,
             extensions=request.extensions,
         )
         pool = self._pools.get(url.scheme) or self._open(url.scheme)
@@ -127,6 +128,24 @@ class HttpcoreTransport(httpx.AsyncBaseTransport):
         pool = _pool(backend, self._ssl_context() if scheme == "https" else None)
         self._pools[scheme] = pool
         return pool
+
+
+class _Whole:
+    """The body of a request in one piece.
+
+    httpx's own is a generator: where a receiver hangs up on it, it would be left to the garbage collector.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._left = [body]
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        return self._left.pop()
 
 
 class _Body(httpx.AsyncByteStream):
@@ -168,8 +187,8 @@ class _Body(httpx.AsyncByteStream):
                 await anext(self._chunks)
         except (StopAsyncIteration, _CutError):
             pass
-        except httpcore.NetworkError:
-            pass  # it broke at the same moment, which comes to the same
+        except (httpcore.NetworkError, httpcore.ProtocolError):
+            pass  # it broke, or the rest of what had come was malformed, which comes to the same
         finally:
             # Where the body had already been read to its end, the connection lives on.
             stream.cut = False
