@@ -2,28 +2,26 @@
 
 Rules of this module:
 
+* What is handed to whom is `handing`'s; here are the lock and the waiting. Every change is made under the lock.
 * No user code runs under the lock: `update` and `remove_if` work on a copy and start again if something changed, and
   what is dropped dies when the lock is free.
-* Nobody is parked while what it waits for is there. A waiter is handed its item, or its room, under the lock, and is
-  woken for nothing else.
-* An item that was handed to a getter which is cancelled before it resumes goes back to where it was. Until the getter
-  has resumed, the room that the item took is kept for it, so that it can always go back.
-* Items carry their place in the order, so that several that go back do so in their old order. No place is used twice.
+* A wait that ends in any other way than by being served is undone, at once.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import anyio
 import attrs
 
 from resilience.clock import Clock, SystemClock
 from resilience.events import EventQueue, Section
+from resilience.handing import Getter, Handing, Putter
 from resilience.machines.checks import positive_int, string
 from resilience.parking import TaskWaiter, async_waiter
 
@@ -60,25 +58,7 @@ class DequeStatistics:
     depth: int
 
 
-@attrs.define(eq=False)
-class _Getter:
-    """A parked task that wants an item from one end."""
-
-    waiter: TaskWaiter
-    left: bool
-
-
-@attrs.define(eq=False)
-class _Putter(Generic[T]):
-    """A parked task that wants room at one end. `entry` is its item once that lies in the deque, with its place."""
-
-    waiter: TaskWaiter
-    left: bool
-    item: T
-    entry: tuple[int, T] | None = None
-
-
-class AsyncGuardedDeque(Generic[T]):
+class AsyncGuardedDeque(Handing[T]):
     """A double-ended queue, safe between tasks, threads and event loops, bounded if you like.
 
     Args:
@@ -101,29 +81,7 @@ class AsyncGuardedDeque(Generic[T]):
     between being put and the cancellation has been put.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_closed",
-        "_contended",
-        "_dropped",
-        "_events",
-        "_getters",
-        "_got",
-        "_handed",
-        "_high",
-        "_items",
-        "_lock",
-        "_low",
-        "_put",
-        "_putters",
-        "_removed",
-        "_section",
-        "_version",
-        "clock",
-        "maxlen",
-        "name",
-        "overflow",
-    )
+    __slots__ = ("__weakref__", "_contended", "_events", "_lock", "_section", "clock", "name", "overflow")
 
     def __init__(
         self,
@@ -146,25 +104,14 @@ class AsyncGuardedDeque(Generic[T]):
         if maxlen is not None and len(items) > maxlen:
             msg = f"iterable must hold at most maxlen={maxlen!r} items, not {len(items)!r}"
             raise ValueError(msg)
-        self.maxlen: int | None = maxlen
+        super().__init__(items, maxlen)
         self.overflow: Overflow = overflow
         self.name: str = string("name", name)
         self.clock: Clock = SystemClock() if clock is None else clock
         self._lock = threading.Lock()
         self._events = EventQueue()
         self._section = Section(self._lock, self._events)
-        # Each item with its place in the order; places grow from left to right.
-        self._items: deque[tuple[int, T]] = deque(enumerate(items))
-        # The next place to the left of all that were ever used, and the next to the right.
-        self._low, self._high = -1, len(items)
-        # Counts all changes, for those who work on a copy.
-        self._version = 0
-        self._getters: OrderedDict[_Getter, None] = OrderedDict()
-        self._putters: OrderedDict[_Putter[T], None] = OrderedDict()
-        # What was handed to getters that have not resumed yet.
-        self._handed: dict[_Getter, tuple[int, T]] = {}
-        self._closed = False
-        self._put, self._got, self._dropped, self._removed, self._contended = len(items), 0, 0, 0, 0
+        self._contended = 0
 
     # -- putting ----------------------------------------------------------------------------------------------------
 
@@ -334,7 +281,7 @@ class AsyncGuardedDeque(Generic[T]):
 
     # -- going in ---------------------------------------------------------------------------------------------------
 
-    def _enter_put(self, item: T, *, left: bool, waits: bool) -> _Putter[T] | None:
+    def _enter_put(self, item: T, *, left: bool, waits: bool) -> Putter[T] | None:
         """Put the item, or drop what overflows; return the putter that has to wait, if it may."""
         contended = self._lock.locked()
         with self._section:
@@ -347,7 +294,7 @@ class AsyncGuardedDeque(Generic[T]):
                 self._insert(item, left=left)
                 self._match()
             elif self.overflow == "wait" and waits:
-                putter = _Putter(async_waiter(), left, item)
+                putter = Putter(async_waiter(), left, item)
                 self._putters[putter] = None
                 return putter
             elif self.overflow in ("wait", "reject"):
@@ -364,7 +311,7 @@ class AsyncGuardedDeque(Generic[T]):
                 self._match()
         return None
 
-    def _enter_get(self, *, left: bool, waits: bool) -> tuple[int, T] | _Getter:
+    def _enter_get(self, *, left: bool, waits: bool) -> tuple[int, T] | Getter:
         """Take an item with its place; or return the getter that has to wait, if it may."""
         contended = self._lock.locked()
         with self._section:
@@ -379,7 +326,7 @@ class AsyncGuardedDeque(Generic[T]):
                 raise anyio.ClosedResourceError
             if not waits:
                 raise anyio.WouldBlock
-            getter = _Getter(async_waiter(), left)
+            getter = Getter(async_waiter(), left)
             self._getters[getter] = None
             return getter
 
@@ -392,92 +339,6 @@ class AsyncGuardedDeque(Generic[T]):
         entry = self._enter_get(left=left, waits=False)
         assert isinstance(entry, tuple)  # noqa: S101 - no getter is made where nobody waits
         return entry[1]
-
-    # -- the lock is held in all of these ---------------------------------------------------------------------------
-
-    def _room(self) -> bool:
-        return self.maxlen is None or len(self._items) + len(self._handed) < self.maxlen
-
-    def _insert(self, item: T, *, left: bool) -> tuple[int, T]:
-        if left:
-            entry = (self._low, item)
-            self._low -= 1
-            self._items.appendleft(entry)
-        else:
-            entry = (self._high, item)
-            self._high += 1
-            self._items.append(entry)
-        self._put += 1
-        return entry
-
-    def _match(self) -> None:
-        """Hand items to getters and room to putters until nobody waits for what is there."""
-        self._version += 1
-        while True:
-            if self._items and self._getters:
-                self._hand_item(self._getters.popitem(last=False)[0])
-            elif self._putters and self._room():
-                self._hand_room(self._putters.popitem(last=False)[0])
-            else:
-                return
-
-    def _hand_item(self, getter: _Getter) -> None:
-        self._handed[getter] = self._items.popleft() if getter.left else self._items.pop()
-        if not getter.waiter.wake():
-            # Its loop has closed: nobody will ever resume there.
-            self._put_back(getter)
-
-    def _hand_room(self, putter: _Putter[T]) -> None:
-        # The item is in before the putter is woken: in another thread it may go on at once.
-        putter.entry = self._insert(putter.item, left=putter.left)
-        if not putter.waiter.wake():
-            self._take_out(putter)
-
-    def _put_back(self, getter: _Getter) -> None:
-        """Put an item that was handed out back to where it was, if it is still out."""
-        entry = self._handed.pop(getter, None)
-        if entry is None:
-            return
-        place = entry[0]
-        passed: list[tuple[int, T]] = []
-        if getter.left:
-            while self._items and self._items[0][0] < place:
-                passed.append(self._items.popleft())
-            self._items.appendleft(entry)
-            self._items.extendleft(reversed(passed))
-        else:
-            while self._items and self._items[-1][0] > place:
-                passed.append(self._items.pop())
-            self._items.append(entry)
-            self._items.extend(reversed(passed))
-
-    def _take_out(self, putter: _Putter[T]) -> None:
-        """Take out an item that was let in, if it still lies where it was put."""
-        entry, putter.entry = putter.entry, None
-        # Places are compared first and differ, so that no item is asked what it equals.
-        if entry is not None and entry in self._items:
-            self._items.remove(entry)
-            self._removed += 1
-
-    def _rearrange(self, items: deque[T]) -> None:
-        if self._closed:
-            raise anyio.ClosedResourceError
-        if self.maxlen is not None and len(items) + len(self._handed) > self.maxlen:
-            msg = f"func must leave at most maxlen={self.maxlen!r} items, not {len(items)!r}"
-            if self._handed:
-                msg += f" (and {len(self._handed)!r} on their way to getters)"
-            raise ValueError(msg)
-        grown = len(items) - len(self._items)
-        self._put += max(0, grown)
-        self._removed += max(0, -grown)
-        self._items = deque(enumerate(items, self._high))
-        self._high += len(items)
-        # What was handed out from the right goes back to the right of all this, in the order that it had.
-        for getter, (_, item) in sorted(self._handed.items(), key=lambda handed: handed[1][0]):
-            if not getter.left:
-                self._handed[getter] = (self._high, item)
-                self._high += 1
-        self._match()
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
@@ -512,13 +373,13 @@ class AsyncGuardedDeque(Generic[T]):
             abandon()
             raise
 
-    def _abandon_get(self, getter: _Getter) -> None:
+    def _abandon_get(self, getter: Getter) -> None:
         with self._section:
             self._getters.pop(getter, None)
             self._put_back(getter)
             self._match()
 
-    def _abandon_put(self, putter: _Putter[T]) -> None:
+    def _abandon_put(self, putter: Putter[T]) -> None:
         with self._section:
             self._putters.pop(putter, None)
             self._take_out(putter)

@@ -73,7 +73,7 @@ RULES = (
             ("remains",),
             ("layer",),
             ("picking",),
-            ("queueing", "turns", "circuits"),
+            ("queueing", "turns", "circuits", "handing"),
             (
                 "rate_limiter", "circuit_breaker", "storm_guard", "guarded_deque", "bulkhead", "adaptive_limiter",
                 "keyed", "retry", "timeout", "fallback", "hedge",

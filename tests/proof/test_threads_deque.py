@@ -9,7 +9,7 @@ import anyio
 import attrs
 import pytest
 
-from resilience import AsyncGuardedDeque, events, guarded_deque
+from resilience import AsyncGuardedDeque, events, guarded_deque, handing
 from resilience.testing import Model, Operation
 from tests.proof.threaded import World, linearizable, unlocked
 from tests.resilience.support import assert_caught
@@ -17,7 +17,7 @@ from tests.resilience.support import assert_caught
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-WATCHED = [guarded_deque, events]
+WATCHED = [guarded_deque, handing, events]
 MOST = 2
 
 Overflow: TypeAlias = Literal["reject", "drop_oldest"]

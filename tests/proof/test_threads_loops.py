@@ -19,6 +19,7 @@ from resilience import (
     bulkhead,
     events,
     guarded_deque,
+    handing,
     parking,
     queueing,
     rate_limiter,
@@ -228,7 +229,7 @@ def hands_on_every_item(kind: type[AsyncGuardedDeque[int]], loops: Loops = ON_AS
         seen = line.statistics()
         assert seen.put == seen.got + seen.depth == 3
 
-    return lambda: holds(scenario, watch=[guarded_deque, parking, events, kind], limit=100)
+    return lambda: holds(scenario, watch=[guarded_deque, handing, parking, events, kind], limit=100)
 
 
 @every_loop
@@ -240,7 +241,7 @@ def test_a_deque_between_loops_loses_no_item(loops: Loops) -> None:
 class KeepsTheItem(AsyncGuardedDeque[int]):
     """A mutant: who gives up keeps the item that it was handed already."""
 
-    def _put_back(self, getter: guarded_deque._Getter) -> None:
+    def _put_back(self, getter: handing.Getter) -> None:
         if self._handed.pop(getter, None) is not None:
             self._got += 1
 
@@ -248,7 +249,7 @@ class KeepsTheItem(AsyncGuardedDeque[int]):
 class PutsItBehind(AsyncGuardedDeque[int]):
     """A mutant: an item that goes back goes to the end of the line."""
 
-    def _put_back(self, getter: guarded_deque._Getter) -> None:
+    def _put_back(self, getter: handing.Getter) -> None:
         if (entry := self._handed.pop(getter, None)) is not None:
             self._items.append(entry)
 

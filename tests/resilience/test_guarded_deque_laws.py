@@ -17,7 +17,7 @@ from tests.resilience.support import assert_caught, both_loops
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from resilience.guarded_deque import _Getter, _Putter
+    from resilience.handing import Getter, Putter
 
 Queue: TypeAlias = AsyncGuardedDeque[int]
 
@@ -306,7 +306,7 @@ def law_of_closed_loops(kind: type[Queue], backend: str) -> Callable[[], None]:
 class _Trusting(Queue):
     """A mutant: hands items to those who can no longer be woken."""
 
-    def _hand_item(self, getter: _Getter) -> None:
+    def _hand_item(self, getter: Getter) -> None:
         handed = self._items.popleft() if getter.left else self._items.pop()
         self._handed[getter] = handed
         getter.waiter.wake()
@@ -315,7 +315,7 @@ class _Trusting(Queue):
 class _Admitting(Queue):
     """A mutant: lets the item of somebody in who can no longer be woken."""
 
-    def _hand_room(self, putter: _Putter[int]) -> None:
+    def _hand_room(self, putter: Putter[int]) -> None:
         putter.entry = self._insert(putter.item, left=putter.left)
         putter.waiter.wake()
 
@@ -323,7 +323,7 @@ class _Admitting(Queue):
 class _Unburied(Queue):
     """A mutant: what was handed to somebody whose loop closes afterwards is lost."""
 
-    def _abandon_get(self, getter: _Getter) -> None:
+    def _abandon_get(self, getter: Getter) -> None:
         """Leave it all to those who are alive."""
 
 

@@ -19,7 +19,8 @@ from tests.resilience.support import Crew, Job, assert_caught, both_loops, heavy
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilience.guarded_deque import Overflow, _Getter, _Putter
+    from resilience.guarded_deque import Overflow
+    from resilience.handing import Getter, Putter
     from resilience.parking import TaskWaiter
 
 Queue: TypeAlias = AsyncGuardedDeque[int]
@@ -387,14 +388,14 @@ def test_does_what_a_plain_list_does(backend: str) -> None:
 class _Losing(Queue):
     """DQ1: an item that was handed to somebody who is then cancelled is lost."""
 
-    def _put_back(self, getter: _Getter) -> None:
+    def _put_back(self, getter: Getter) -> None:
         self._handed.pop(getter, None)
 
 
 class _Doubling(Queue):
     """DQ1: an item goes back, and is handed on as well."""
 
-    def _put_back(self, getter: _Getter) -> None:
+    def _put_back(self, getter: Getter) -> None:
         entry = self._handed.get(getter)
         super()._put_back(getter)
         if entry is not None:
@@ -404,14 +405,14 @@ class _Doubling(Queue):
 class _Committed(Queue):
     """DQ1: a put that was cancelled has put all the same."""
 
-    def _take_out(self, putter: _Putter[int]) -> None:
+    def _take_out(self, putter: Putter[int]) -> None:
         """Let it lie."""
 
 
 class _LastComeFirstServed(Queue):
     """DQ2: whoever has come last gets an item first."""
 
-    def _enter_get(self, *, left: bool, waits: bool) -> tuple[int, int] | _Getter:
+    def _enter_get(self, *, left: bool, waits: bool) -> tuple[int, int] | Getter:
         found = super()._enter_get(left=left, waits=waits)
         if not isinstance(found, tuple):
             self._getters.move_to_end(found, last=False)
@@ -421,7 +422,7 @@ class _LastComeFirstServed(Queue):
 class _Overtaking(Queue):
     """DQ2: whoever has come last gets room first."""
 
-    def _enter_put(self, item: int, *, left: bool, waits: bool) -> _Putter[int] | None:
+    def _enter_put(self, item: int, *, left: bool, waits: bool) -> Putter[int] | None:
         putter = super()._enter_put(item, left=left, waits=waits)
         if putter is not None:
             self._putters.move_to_end(putter, last=False)
@@ -438,7 +439,7 @@ class _Overfull(Queue):
 class _Negligent(Queue):
     """DQ5: an item that goes back is not handed on to the next who waits."""
 
-    def _abandon_get(self, getter: _Getter) -> None:
+    def _abandon_get(self, getter: Getter) -> None:
         with self._section:
             self._getters.pop(getter, None)
             self._put_back(getter)
@@ -447,7 +448,7 @@ class _Negligent(Queue):
 class _Idle(Queue):
     """DQ5: room that a cancelled put leaves is not given to the next who waits."""
 
-    def _abandon_put(self, putter: _Putter[int]) -> None:
+    def _abandon_put(self, putter: Putter[int]) -> None:
         with self._section:
             self._putters.pop(putter, None)
             self._take_out(putter)
@@ -456,7 +457,7 @@ class _Idle(Queue):
 class _WrongEnd(Queue):
     """DQ6: an item goes back at the other end."""
 
-    def _put_back(self, getter: _Getter) -> None:
+    def _put_back(self, getter: Getter) -> None:
         entry = self._handed.pop(getter, None)
         if entry is not None:
             (self._items.append if getter.left else self._items.appendleft)(entry)
@@ -465,7 +466,7 @@ class _WrongEnd(Queue):
 class _Outermost(Queue):
     """DQ6: an item goes back at the very end, though others have gone back there before that belong behind it."""
 
-    def _put_back(self, getter: _Getter) -> None:
+    def _put_back(self, getter: Getter) -> None:
         entry = self._handed.pop(getter, None)
         if entry is not None:
             (self._items.appendleft if getter.left else self._items.append)(entry)
@@ -494,7 +495,7 @@ class _Unheard(Queue):
 class _Sealed(Queue):
     """DQ7: after the close nobody gets what is left."""
 
-    def _enter_get(self, *, left: bool, waits: bool) -> tuple[int, int] | _Getter:
+    def _enter_get(self, *, left: bool, waits: bool) -> tuple[int, int] | Getter:
         if self._closed:
             raise anyio.ClosedResourceError
         return super()._enter_get(left=left, waits=waits)
@@ -513,7 +514,7 @@ class _Forever(Queue):
 class _SameEnd(Queue):
     """drop_oldest drops what was put last."""
 
-    def _enter_put(self, item: int, *, left: bool, waits: bool) -> _Putter[int] | None:
+    def _enter_put(self, item: int, *, left: bool, waits: bool) -> Putter[int] | None:
         if self.overflow == "drop_oldest" and not self._room() and self._items and not self._closed:
             (self._items.popleft if left else self._items.pop)()
             self._dropped += 1

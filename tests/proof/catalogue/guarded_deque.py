@@ -14,6 +14,7 @@ import trio
 
 from resilience import AsyncGuardedDeque
 from resilience import guarded_deque as deque_module
+from resilience import handing as handing_module
 from resilience import parking as parking_module
 from resilience.testing import Faults, History, Model, Operation, assert_linearizable
 from tests.proof.programs import Program, cancelled, explored, interleaved, once, seeded
@@ -22,7 +23,7 @@ from tests.proof.rows import Row
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from resilience.guarded_deque import _Getter, _Putter
+    from resilience.handing import Getter, Putter
     from tests.proof.programs import Kind, Tasks
 
 __all__ = ["ROWS"]
@@ -442,14 +443,14 @@ def _stranded(backend: str, calls: Sequence[Any], *, closed: bool) -> asyncio.Ab
 class Loses(Queue):
     """Loses an item that was handed to somebody who is then cancelled."""
 
-    def _put_back(self, getter: _Getter) -> None:
+    def _put_back(self, getter: Getter) -> None:
         self._handed.pop(getter, None)
 
 
 class Doubles(Queue):
     """Puts an item back, and hands it on as well."""
 
-    def _put_back(self, getter: _Getter) -> None:
+    def _put_back(self, getter: Getter) -> None:
         entry = self._handed.get(getter)
         super()._put_back(getter)
         if entry is not None:
@@ -459,7 +460,7 @@ class Doubles(Queue):
 class LastComeFirstServed(Queue):
     """Serves whoever has come last first."""
 
-    def _enter_get(self, *, left: bool, waits: bool) -> tuple[int, int] | _Getter:
+    def _enter_get(self, *, left: bool, waits: bool) -> tuple[int, int] | Getter:
         found = super()._enter_get(left=left, waits=waits)
         with self._section:
             if not isinstance(found, tuple) and found in self._getters:
@@ -470,7 +471,7 @@ class LastComeFirstServed(Queue):
 class Overtakes(Queue):
     """Gives room to whoever has come last."""
 
-    def _enter_put(self, item: int, *, left: bool, waits: bool) -> _Putter[int] | None:
+    def _enter_put(self, item: int, *, left: bool, waits: bool) -> Putter[int] | None:
         putter = super()._enter_put(item, left=left, waits=waits)
         with self._section:
             if putter is not None and putter in self._putters:
@@ -496,7 +497,7 @@ class LooksTwice(Queue):
 class Negligent(Queue):
     """Does not hand an item on that has come back."""
 
-    def _abandon_get(self, getter: _Getter) -> None:
+    def _abandon_get(self, getter: Getter) -> None:
         with self._section:
             self._getters.pop(getter, None)
             self._put_back(getter)
@@ -505,7 +506,7 @@ class Negligent(Queue):
 class Idle(Queue):
     """Does not hand on the room that a cancelled put leaves."""
 
-    def _abandon_put(self, putter: _Putter[int]) -> None:
+    def _abandon_put(self, putter: Putter[int]) -> None:
         with self._section:
             self._putters.pop(putter, None)
             self._take_out(putter)
@@ -514,7 +515,7 @@ class Idle(Queue):
 class WrongEnd(Queue):
     """Puts an item back at the other end."""
 
-    def _put_back(self, getter: _Getter) -> None:
+    def _put_back(self, getter: Getter) -> None:
         entry = self._handed.pop(getter, None)
         if entry is not None:
             (self._items.append if getter.left else self._items.appendleft)(entry)
@@ -523,7 +524,7 @@ class WrongEnd(Queue):
 class Outermost(Queue):
     """Puts an item back at the very end, before others that belong before it."""
 
-    def _put_back(self, getter: _Getter) -> None:
+    def _put_back(self, getter: Getter) -> None:
         entry = self._handed.pop(getter, None)
         if entry is not None:
             (self._items.appendleft if getter.left else self._items.append)(entry)
@@ -542,7 +543,7 @@ class Unheard(Queue):
 class Seals(Queue):
     """Gives nothing out after the close."""
 
-    def _enter_get(self, *, left: bool, waits: bool) -> tuple[int, int] | _Getter:
+    def _enter_get(self, *, left: bool, waits: bool) -> tuple[int, int] | Getter:
         if self._closed:
             raise anyio.ClosedResourceError
         return super()._enter_get(left=left, waits=waits)
@@ -588,7 +589,7 @@ class KeepsTheLock(Queue):
 class Trusts(Queue):
     """Hands items to those who can no longer be woken."""
 
-    def _hand_item(self, getter: _Getter) -> None:
+    def _hand_item(self, getter: Getter) -> None:
         self._handed[getter] = self._items.popleft() if getter.left else self._items.pop()
         getter.waiter.wake()
 
@@ -596,7 +597,7 @@ class Trusts(Queue):
 class Unburied(Queue):
     """Leaves what was handed to somebody whose frame is dropped with its loop."""
 
-    def _abandon_get(self, getter: _Getter) -> None:
+    def _abandon_get(self, getter: Getter) -> None:
         """Leave it all to those who are alive."""
 
 
@@ -624,7 +625,7 @@ ROWS: tuple[Row, ...] = (
         "DQ2",
         "first come, first served; linearizable to one after the other",
         (
-            interleaved(Linear, [deque_module]),
+            interleaved(Linear, [deque_module, handing_module]),
             explored(Linear, cancels=0),
             seeded(Linear, faults=[Faults()], cancels=False),
             seeded(Linear, faults=[Faults()], cancels=False, backend="trio"),
@@ -636,7 +637,7 @@ ROWS: tuple[Row, ...] = (
     _row(
         "DQ4",
         "a snapshot shows one instant",
-        [interleaved(Turning, [deque_module])],
+        [interleaved(Turning, [deque_module, handing_module])],
         LooksTwice,
     ),
     _row(
@@ -671,7 +672,10 @@ ROWS: tuple[Row, ...] = (
     _row(
         "DQ9",
         "threads and loops that close lose nothing",
-        (once("closed loops", survives_closed_loops), interleaved(NothingIsLost, [deque_module, parking_module])),
+        (
+            once("closed loops", survives_closed_loops),
+            interleaved(NothingIsLost, [deque_module, handing_module, parking_module]),
+        ),
         Trusts,
         Unburied,
     ),
