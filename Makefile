@@ -4,7 +4,7 @@
 #   make PYTHON=python3.12 test      another interpreter
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check prove fuzz bench conformance mutate docs requirements clean environment-run environment-dev environment-peers
+.PHONY: help demo test check types prove fuzz bench conformance mutate docs requirements clean environment-run environment-dev environment-peers
 
 export PYTHON
 python := .venv/bin/python
@@ -30,8 +30,10 @@ check: environment-dev ## Check format, lint, types and the import direction
 	$(python) -m ruff check .
 	$(python) -m mypy
 	$(python) -m basedpyright
-	PATH="$(CURDIR)/.venv/bin:$$PATH" basedpyright --verifytypes resilience --ignoreexternal
 	$(python) -m pytest -q -p no:randomly tests/test_imports.py tests/test_repository.py
+
+types: environment-dev ## See that every public name of resilience has a declared type, so that no checker infers another
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" basedpyright --verifytypes resilience --ignoreexternal
 
 prove: environment-dev ## Prove the guards: property by property, with mutants. SCHEDULES=100000000 takes long
 	@$(python) -m tests.proof $(if $(SCHEDULES),--schedules=$(SCHEDULES)) $(ARGS)

@@ -47,8 +47,8 @@ class Admission(Permit):
     def __init__(self, circuit: Circuit, generation: int, probe: int, started_ns: int) -> None:
         self.guard = circuit
         self.generation = generation
-        self.probe = probe
-        self.started_ns = started_ns
+        self.probe: int = probe
+        self.started_ns: int = started_ns
 
 
 class Circuit(Guard):

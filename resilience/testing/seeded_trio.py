@@ -124,8 +124,8 @@ class Scheduler(trio.abc.Clock, trio.abc.Instrument):
     """Everything that one run of trio asks in order to know what comes next: its clock, its dice and its instrument."""
 
     def __init__(self, recorder: Recorder, time: VirtualTime, *, starving: bool) -> None:
-        self.scope = trio.CancelScope()
-        self.doors = ExitStack()
+        self.scope: trio.CancelScope = trio.CancelScope()
+        self.doors: ExitStack = ExitStack()
         self.root: trio.lowlevel.Task | None = None
         self.finding: BaseException | None = None
         self._recorder = recorder
