@@ -104,6 +104,7 @@ RULES = (
             ("crew",),
             ("model",),
             ("settings",),
+            ("keys",),
             ("signing",),
             ("egress",),
             ("lifecycle",),

@@ -10,6 +10,7 @@ from webhook_adapter.dispatcher import DispatcherStatistics
 from webhook_adapter.egress import AddressRefusedError, EgressPolicy, Resolver
 from webhook_adapter.event_bus import EventBus, EventSource, Handler
 from webhook_adapter.event_handler import EventHandlerStatistics, WebhookEventHandler
+from webhook_adapter.keys import new_secret, public_key
 from webhook_adapter.model import (
     Attempt,
     AttemptOutcome,
@@ -22,7 +23,7 @@ from webhook_adapter.model import (
 )
 from webhook_adapter.service import Health, PayloadTooLargeError, WebhookService
 from webhook_adapter.settings import Settings
-from webhook_adapter.signing import VerificationError, new_secret, sign, verify
+from webhook_adapter.signing import VerificationError, sign, verify
 from webhook_adapter.store import (
     DatabaseCorruptError,
     DatabaseTooNewError,
@@ -70,6 +71,7 @@ __all__ = [
     "WebhookEventHandler",
     "WebhookService",
     "new_secret",
+    "public_key",
     "sign",
     "verify",
 ]

@@ -289,7 +289,7 @@ class SigningSecret:
     @value.validator
     def _check_value(self, _attribute: attrs.Attribute[str], value: str) -> None:
         if not isinstance(value, str) or not value.startswith(_SECRET_PREFIXES) or value in _SECRET_PREFIXES:
-            raise ValueError("value must be a signing secret that starts with 'whsec_'")
+            raise ValueError("value must be a signing secret that starts with 'whsec_' or 'whsk_'")
 
 
 def _secrets(value: Iterable[SigningSecret]) -> tuple[SigningSecret, ...]:

@@ -22,10 +22,10 @@ from webhook_adapter import store as storage
 from webhook_adapter.dispatcher import AnchoredWall, Dispatcher, DispatcherStatistics
 from webhook_adapter.egress import EgressPolicy, check_url, default_transport
 from webhook_adapter.ids import new_id
+from webhook_adapter.keys import check_secret, new_secret
 from webhook_adapter.model import Attempt, Delivery, DeliveryState, Endpoint, JsonValue, Message, SigningSecret
 from webhook_adapter.sender import Sender
 from webhook_adapter.settings import Settings
-from webhook_adapter.signing import check_secret, new_secret
 from webhook_adapter.store import NewMessage, Store, StoreError, StoreStatistics
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ import httpx
 import pytest
 import trustme
 
-from webhook_adapter.signing import new_secret, sign
+from webhook_adapter.keys import new_secret
+from webhook_adapter.signing import sign
 from webhook_adapter.testing import Fault, Mode, Receiver, Reply
 from webhook_adapter.testing.receiver import Switchboard, main
 

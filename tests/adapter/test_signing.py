@@ -11,7 +11,8 @@ import standardwebhooks
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from webhook_adapter.signing import VerificationError, check_secret, new_secret, sign, verify
+from webhook_adapter.keys import check_secret, new_secret
+from webhook_adapter.signing import VerificationError, sign, verify
 
 NOW = 1_700_000_000
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()

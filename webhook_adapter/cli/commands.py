@@ -26,8 +26,8 @@ from webhook_adapter.cli.output import CommandError, fail, sentence_of, tell_jso
 from webhook_adapter.cli.sending import Sending
 from webhook_adapter.demo import DemoError, run_demo
 from webhook_adapter.demo.display import closing, display_for
+from webhook_adapter.keys import check_key, check_secret
 from webhook_adapter.model import check_event_type
-from webhook_adapter.signing import check_secret
 
 __all__ = ["main"]
 
@@ -192,7 +192,7 @@ def listen_command(
     if not 0 <= port <= _MAX_PORT:
         raise _UsageError(f"--port must be from 0 to {_MAX_PORT}, not {port}")
     if secret is not None:
-        _usage("--secret", check_secret, secret)
+        _usage("--secret", check_key, secret)
     rate = fail_rate if fail_rate is not None else 0.0 if status is None else 1.0
     try:
         misbehaviour = Misbehaviour(fail_rate=rate, status=_UNAVAILABLE if status is None else status, latency=latency)

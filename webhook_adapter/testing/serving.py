@@ -24,7 +24,8 @@ import anyio.abc
 import attrs
 from anyio.streams.tls import TLSListener
 
-from webhook_adapter.signing import VerificationError, check_secret, verify
+from webhook_adapter.keys import check_key
+from webhook_adapter.signing import VerificationError, verify
 from webhook_adapter.testing.records import MessageCount, ReceivedRequest, Records
 from webhook_adapter.testing.replies import Fault, Reply
 
@@ -89,7 +90,7 @@ class Receiver:
         self.records = Records(keep)
         self._script = _as_function(script)
         given = () if secret is None else (secret,) if isinstance(secret, str) else tuple(secret)
-        self._secrets = tuple(check_secret(each) for each in given)
+        self._secrets = tuple(check_key(each) for each in given)
         self._silent = silent
         self._ssl_context = ssl_context
         self._port = port
