@@ -306,7 +306,10 @@ class Guard(Layer):
         self.settle(permit, verdict)
 
     def settle_result(self, permit: Permit, result: object) -> None:
-        """Settle by the result that a call ended with."""
+        """Settle by the result that a call ended with.
+
+        For whoever runs the call and alone has its permit; what several threads may settle, `settle` is for.
+        """
         self.settle(permit, self._judge(permit, result))
 
     def _judge(self, permit: Permit, result: object) -> Verdict:
