@@ -234,6 +234,8 @@ def _main(
                     group.start_soon(point.call, system.perform, task)
                 else:
                     group.start_soon(system.perform, task)
+        # Also where the cancellation came too late to be heard: a Retry gives up all the same.
+        system.cancelled = system.cancelled or (point is not None and point.reached)
         system.check()
 
     return main
