@@ -153,7 +153,7 @@ class Circuit(Guard):
                 ):
                     self._succeeded += 1
                     if machine.tripwire.good(now_ns):
-                        machine.trip(now_ns, self._roll())
+                        machine.trip(now_ns)
                         self._announce()
                 else:
                     self._record(permit, verdict, now_ns)

@@ -164,7 +164,7 @@ class Breaker:
         if self.state is _C:
             wire = self.tripwire
             if wire.bad(now_ns, failed=failed, slow=slow) if failed or slow else wire.good(now_ns):
-                self._open(now_ns, u)
+                self.trip(now_ns)
             return True
         if self._probes.pop(probe, None) is None:
             return False
@@ -176,9 +176,9 @@ class Breaker:
             self._close(now_ns)
         return True
 
-    def trip(self, now_ns: int, u: float = 0.0) -> None:
-        """Open a closed circuit, since its tripwire says so."""
-        self._open(now_ns, u)
+    def trip(self, now_ns: int) -> None:
+        """Open a closed circuit, since its tripwire says so. The first break has no jitter."""
+        self._open(now_ns, 0.0)
 
     def isolate(self, now_ns: int) -> None:
         """Hold the circuit open until every isolation has been lifted."""

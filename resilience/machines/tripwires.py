@@ -11,7 +11,7 @@ was counted in each slice of it that is over.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -105,12 +105,12 @@ class Tripwires:
     def notes(self) -> Notes | None:
         """Return what each condition counts now; None if one cannot tell."""
         every = tuple(wire.notes() for wire in self._wires)
-        return None if None in every else cast("Notes", every)
+        return None if None in every else every  # type: ignore[return-value]
 
     def resume(self, notes: Notes) -> None:
         """Give each condition what it had counted."""
         for wire, counted in zip(self._wires, notes, strict=True):
-            wire.resume(cast("Notes", counted))
+            wire.resume(counted)  # type: ignore[arg-type]
         self.steady = self._is_steady()
 
     def _is_steady(self) -> bool:
@@ -155,7 +155,7 @@ class Consecutive:
 
     def resume(self, notes: Notes) -> None:
         """Have counted so many failures."""
-        (self.failures,) = cast("tuple[int]", notes)
+        (self.failures,) = notes  # type: ignore[assignment]
         self.steady = not self.failures
 
 
@@ -244,12 +244,14 @@ class RateOfCalls(Rate):
 
     def resume(self, notes: Notes) -> None:
         """Have counted so many calls."""
-        calls, failed, slow = cast("tuple[int, int, int]", notes)
-        for place in range(calls):
-            if (failed | slow) >> place & 1:
-                self.bad(0, failed=bool(failed >> place & 1), slow=bool(slow >> place & 1))
-            else:
-                self.good(0)
+        self._newest, failed, slow = notes  # type: ignore[assignment]
+        for place in range(self._newest):
+            call = (place + 1, bool(failed >> place & 1), bool(slow >> place & 1))  # type: ignore[operator]
+            if any(call[1:]):
+                self._bad.append(call)
+                self.failures += call[1]
+                self.slow += call[2]
+        self.steady = not self._bad and self._newest >= self._size
 
 
 class RateOfTime(Rate):
@@ -261,6 +263,7 @@ class RateOfTime(Rate):
 
     failures: int
     slow: int
+    _finished: tuple[int, int, int]
 
     def __init__(self, slice_ns: int, slices: int, share: Fraction, min_calls: int, *, slow_calls: bool) -> None:
         super().__init__(share, min_calls, slow_calls=slow_calls)
@@ -268,8 +271,8 @@ class RateOfTime(Rate):
         self._slices = slices
         # Of each slice that is over: when it will have left the window, and its calls, failures and slow calls.
         self._past: deque[tuple[int, int, int, int]] = deque()
-        # What all of these come to. The rest of what is counted is of the slice that goes on, until `_ends_at`.
-        self._finished = (0, 0, 0)
+        # When the slice that goes on will be over, if one has begun. What is counted in it is all that is counted, but
+        # for what the others come to, which is `_finished`.
         self._ends_at: int | None = None
         self.calls: int = 0
 
@@ -299,8 +302,8 @@ class RateOfTime(Rate):
         return self._reached(self.calls)
 
     def _begin_slice(self, now_ns: int) -> None:
-        calls, failures, slow = self._finished
-        if self._ends_at is not None and self.calls > calls:
+        if self._ends_at is not None:
+            calls, failures, slow = self._finished
             leaves_at = self._ends_at + (self._slices - 1) * self._slice_ns
             self._past.append((leaves_at, self.calls - calls, self.failures - failures, self.slow - slow))
         while self._past and self._past[0][0] <= now_ns:

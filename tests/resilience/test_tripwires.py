@@ -21,6 +21,7 @@ from resilience import (
     TimeWindow,
     Verdict,
 )
+from resilience.machines.breaker import Breaker
 from resilience.machines.tripwires import Consecutive, RateOfCalls, RateOfTime, Tripwires
 from resilience.testing import ManualClock
 from tests.resilience.support import assert_caught
@@ -28,7 +29,7 @@ from tests.resilience.support import assert_caught
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilience.machines.tripwires import Tripwire
+    from resilience.machines.tripwires import Notes, Tripwire
 
     Call: TypeAlias = tuple[int, bool, bool]
     Make: TypeAlias = Callable[[], Tripwire]
@@ -95,6 +96,8 @@ def law_of_windows(kind: type[RateOfCalls | RateOfTime]) -> Callable[[], None]:
     @example(calls=[FAILED, (5, True, False), (5, False, False), GOOD], slow_calls=False, later_ns=5)
     def law(calls: list[Call], slow_calls: bool, later_ns: int) -> None:  # noqa: FBT001 - drawn
         wire = _rate(kind, slow_calls=slow_calls)
+        kind_of_calls = isinstance(wire, RateOfCalls)
+        assert wire.steady is False
         book: list[Call] = []
         now_ns = 0
         for after_ns, failed, slow in calls:
@@ -105,6 +108,8 @@ def law_of_windows(kind: type[RateOfCalls | RateOfTime]) -> Callable[[], None]:
             counted = sum(call[1 + slow_calls] for call in held)
             assert tripped == (len(held) >= MIN_CALLS and counted * 5 >= len(held) * 3)
             assert wire.failures == sum(call[1] for call in held)
+            # A window of time never is: calls that went well leave it too, and then fewer are beside those that fail.
+            assert wire.steady is (kind_of_calls and len(held) == SIZE and not any(call[1] or call[2] for call in held))
         now_ns += later_ns
         wire.age(now_ns)
         held = window(book, now_ns)
@@ -171,8 +176,10 @@ def law_of_the_steady(make: Make) -> Callable[[], None]:
     @example([*[FAILED] * 2, *[GOOD] * (SIZE - 1)], 3, [FAILED] * 3)
     def law(before: list[Call], goods: int, after: list[Call]) -> None:
         run, twin = _Run(make()), _Run(make())
+        assert isinstance(run.wire.steady, bool)
         for call in before:
             assert run.call(*call) == twin.call(*call)
+        assert isinstance(run.wire.steady, bool)
         if run.wire.steady:
             seen = (run.wire.failures, run.wire.blank)
             for _ in range(goods):
@@ -245,12 +252,102 @@ def test_law_of_the_steady_catches_mutants(make: Make) -> None:
     assert_caught(law_of_the_steady(make))
 
 
-def test_a_window_of_time_is_never_steady() -> None:
-    """Calls that went well leave it too, and then there are fewer of them beside those that fail."""
+# -- what is noted down ---------------------------------------------------------------------------------------------
+
+
+def law_of_notes(make: Make) -> Callable[[], None]:
+    """Counters that take up the notes of others are what those are, and go on as they do."""
+
+    @given(CALLS, CALLS)
+    @example([SLOW, FAILED, GOOD, (0, True, True)], [])
+    @example([*[GOOD] * 2, SLOW, GOOD, SLOW], [GOOD])
+    @example([GOOD] * SIZE, [])
+    def law(before: list[Call], after: list[Call]) -> None:
+        run, heir = _Run(make()), _Run(make())
+        for call in before:
+            run.call(*call)
+        notes = run.wire.notes()
+        assert notes is not None
+        heir.wire.resume(notes)
+        assert heir.wire.steady is run.wire.steady
+        for one, other in ((run.wire.notes(), heir.wire.notes()), (run.wire.failures, heir.wire.failures)):
+            assert one == other
+        for call in after:
+            assert run.call(*call) == heir.call(*call)
+
+    return law
+
+
+class _Forward(RateOfCalls):
+    """Takes the newest call for the oldest."""
+
+    def notes(self) -> Notes:
+        calls, failed, slow = super().notes()
+        return calls, int(f"{failed:0{calls}b}"[::-1], 2) if calls else 0, slow
+
+
+NOTING = {
+    "in a row": lambda: Consecutive(2),
+    "failures of calls": lambda: _rate(RateOfCalls, slow_calls=False),
+    "slow calls": lambda: _rate(RateOfCalls, slow_calls=True),
+    "several": _several(),
+}
+
+
+@pytest.mark.parametrize("make", NOTING.values(), ids=NOTING)
+def test_law_of_notes(make: Make) -> None:
+    """PO5: what a circuit counts is not lost while it sleeps."""
+    law_of_notes(make)()
+
+
+def test_law_of_notes_catches_a_mutant() -> None:
+    """PO5: one that forgets in another order is seen."""
+    assert_caught(law_of_notes(lambda: _rate(_Forward, slow_calls=False)))
+
+
+def test_notes_of_other_conditions_are_refused() -> None:
+    """A factory that makes another circuit for the same key is told so."""
+    with pytest.raises(ValueError, match="zip"):
+        _several()().resume(((1,),))
+
+
+def test_a_window_of_time_notes_only_that_nothing_is_left() -> None:
+    """What is counted in slices of time is gone by itself."""
     wire = _rate(RateOfTime, slow_calls=False)
-    for _ in range(100):
-        wire.good(0)
-    assert not wire.steady
+    assert wire.notes() == ()
+    wire.good(0)
+    assert wire.notes() is None
+    wire.age(SLICE_NS * SLICES)
+    assert wire.notes() == ()
+
+
+# -- conditions -----------------------------------------------------------------------------------------------------
+
+
+def test_the_slices_of_a_window_are_whole_nanoseconds() -> None:
+    """Thirty nanoseconds in twenty slices are twenty: the window is shorter rather than longer."""
+    wire = SlowCallRate(1, TimeWindow(30e-9), 2).start()
+    assert not wire.bad(0, failed=False, slow=True)
+    wire.age(19)
+    assert not wire.blank
+    assert wire.bad(19, failed=False, slow=True)
+    wire.age(20)
+    assert not wire.bad(38, failed=False, slow=False)
+    wire.age(58)
+    assert wire.blank
+
+
+def test_a_breaker_counts_good_calls_as_such() -> None:
+    """By its machine alone too: enough of them make its tripwire steady, and a window of time dates them."""
+    steady, timed = (
+        Breaker(conditions=(trip,), recovery_ns=10, probe_limit=1, success_threshold=1, probe_for_ns=4)
+        for trip in (TRIPS[1], TRIPS[2])
+    )
+    for _ in range(SIZE):
+        for machine in (steady, timed):
+            assert machine.record(0, 0, 1, failed=False, slow=False)
+    assert steady.tripwire.steady
+    assert not timed.tripwire.blank
 
 
 # -- how the breaker counts -----------------------------------------------------------------------------------------
