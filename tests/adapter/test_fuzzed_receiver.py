@@ -22,9 +22,9 @@ from tests.adapter.test_connection import outcome
 from tests.resilience.support import assert_caught, run
 from webhook_adapter.egress import EgressPolicy, default_transport, socket_transport
 from webhook_adapter.egress.connection import Connection
+from webhook_adapter.keys import new_secret
 from webhook_adapter.model import Endpoint, FailureKind, Message, SigningSecret
 from webhook_adapter.sender import Sender
-from webhook_adapter.signing import new_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
