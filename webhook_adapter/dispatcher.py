@@ -393,7 +393,9 @@ class Dispatcher:
             self._ended(guards, claim, outcome)
             if outcome.status_code != _GONE:
                 return
-            # Given back before the outcome is recorded, they end with all else that is pending for the endpoint.
+            # Given back before the outcome is recorded, they end with all else that is pending for the endpoint. Until
+            # that has happened none of it is to be claimed again.
+            guards.held_until = max(guards.held_until, self._wall() + _RELEASE_WITHIN)
             refused, after = guards.take_ready(), 0.0
         await self._give_back(refused, guards, after=after)
 

@@ -29,10 +29,12 @@ from webhook_adapter.model import AttemptOutcome, FailureKind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EXPIRED", "Dead", "Delivered", "DueAgain", "Judgement", "breaker_verdict", "delay_before", "judge"]
+__all__ = ["EXPIRED", "GONE", "Dead", "Delivered", "DueAgain", "Judgement", "breaker_verdict", "delay_before", "judge"]
 
 EXPIRED = "expired"
 """Why a delivery is dead that waited too long."""
+GONE = "status 410"
+"""Why an endpoint is disabled whose receiver is gone, and why what was on its way to it is dead."""
 
 _GONE = 410
 _TOO_MANY_REQUESTS = 429
@@ -113,7 +115,7 @@ def judge(
     if outcome.succeeded:
         return Delivered()
     if outcome.status_code == _GONE:
-        return Dead(_words(outcome), disable_endpoint=True)
+        return Dead(GONE, disable_endpoint=True)
     if round_attempt >= len(schedule):
         return Dead(_words(outcome))
     at = now + delay_before(round_attempt + 1, schedule=schedule, jitter=jitter, u=u)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import attrs
 import sqlalchemy as sa
 
+from webhook_adapter.lifecycle import GONE
 from webhook_adapter.model import Delivery, DeliveryState, Message
 from webhook_adapter.store import rows, schema, upkeep
-from webhook_adapter.store.dialect import Settled
+from webhook_adapter.store.dialect import Settled, Stream
 from webhook_adapter.store.values import Claim, Claimed, Release
 from webhook_adapter.store.writer import one_by_one
 
@@ -205,6 +206,7 @@ def release(unit: Unit, payloads: Sequence[Releases]) -> Sequence[int]:
     )
     settled: list[Settled] = []
     touched: set[str] = set()
+    streams: set[Stream] = set()
     answers = []
     now = 0.0
     for payload in payloads:
@@ -218,26 +220,33 @@ def release(unit: Unit, payloads: Sequence[Releases]) -> Sequence[int]:
             del leased[delivery.id]
             count += 1
             touched.add(delivery.endpoint_id)
-            gone = unit.directory.get(delivery.endpoint_id) is None
-            state = DeliveryState.CANCELLED if gone else DeliveryState.PENDING
+            state, reason = _given_back(unit, delivery.endpoint_id)
             unit.counts[state.value] += 1
+            ended_at = None if reason is None else payload.now
             settled.append(
-                Settled(
-                    delivery.id,
-                    state,
-                    each.due_at,
-                    found.attempts,
-                    found.round_attempts,
-                    ENDPOINT_DELETED if gone else None,
-                    payload.now if gone else None,
-                )
+                Settled(delivery.id, state, each.due_at, found.attempts, found.round_attempts, reason, ended_at)
             )
+            if found.stream is not None and ended_at is not None:
+                streams.add((delivery.endpoint_id, found.stream))
         answers.append(count)
     unit.counts["leased"] -= len(settled)
     unit.dialect.settle(unit.connection, settled)
+    if streams:
+        unit.dialect.promote(unit.connection, streams)
     if touched:
         unit.dialect.requeue(unit.connection, touched, now)
     return answers
+
+
+def _given_back(unit: Unit, endpoint_id: str) -> tuple[DeliveryState, str | None]:
+    """Return what becomes of a delivery whose lease is given back, and why it ends if it does."""
+    endpoint = unit.directory.get(endpoint_id)
+    if endpoint is None:
+        return DeliveryState.CANCELLED, ENDPOINT_DELETED
+    if not endpoint.enabled and endpoint.disabled_reason == GONE:
+        # It was under way when all else that was pending ended.
+        return DeliveryState.DEAD, GONE
+    return DeliveryState.PENDING, None
 
 
 def _recover(unit: Unit, now: float) -> int:

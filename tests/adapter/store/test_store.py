@@ -289,14 +289,15 @@ async def test_a_stale_lease_settles_nothing(store: Store) -> None:
 
 
 async def test_gone_disables_and_kills_what_is_pending(store: Store) -> None:
-    """A 410 disables the endpoint and ends what is pending for it dead; later messages wait to be enabled."""
+    """A 410 disables the endpoint and ends what is pending or given back dead; later messages wait to be enabled."""
     for name in ("ep_1", "ep_2"):
         await store.add_endpoint(an_endpoint(name))
     for number in range(3):
         await store.accept(a_message(data=number), now=NOW)
-    got = await claim(store, limit=1, capacities={"ep_2": 0})
+    got = await claim(store, limit=2, capacities={"ep_2": 0})
     gone = attrs.evolve(FAILED, status_code=410)
     await record(store, got[0], gone, Dead("status 410", disable_endpoint=True), now=NOW)
+    assert await store.release([Release(got[1], NOW)], now=NOW) == 1
     endpoint = await store.get_endpoint("ep_1")
     assert (endpoint.enabled, endpoint.disabled_reason) == (False, "status 410")
     dead = await store.list_deliveries(endpoint_id="ep_1", state=DeliveryState.DEAD)
