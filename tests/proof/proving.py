@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from resilience.testing import Report
-from tests.proof.catalogue.rows import NOT_YET, ROWS
+from tests.proof.catalogue.rows import ELSEWHERE, ROWS
 from tests.proof.programs import Budget
 from tests.proof.rows import Killed, Result, prove
 
@@ -162,8 +162,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write(page(results, asked.schedules, seconds))
     mutants = [mutant for result in results for mutant in result.mutants]
     killed = sum(isinstance(mutant, Killed) for mutant in mutants)
-    for number, why in NOT_YET.items():
-        print(f"{number:5} not yet: {why}")  # noqa: T201 - as above
+    for number, where in ELSEWHERE.items():
+        print(f"{number:5} elsewhere: {where}")  # noqa: T201 - as above
     bad = [result.number for result in results if not result.good]
     print(  # noqa: T201 - as above
         f"{totals(results)}; {killed} of {len(mutants)} mutants caught; {len(results) - len(bad)} of {len(results)} "
