@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from tests.adapter.fuzzing import Answer, Then
-from tests.adapter.peers import Peer, listening
+from tests.adapter.peers import Peer, Peers, listening
 from tests.adapter.test_connection import outcome
 from tests.resilience.support import assert_caught, run
 from webhook_adapter.egress import EgressPolicy, default_transport, socket_transport
@@ -111,14 +111,16 @@ class Judge:
         self.problems.append(f"the event loop: {context}")
 
 
-async def attempts(transport: httpx.AsyncBaseTransport, port: int, numbers: Iterator[int], judge: Judge) -> None:
+async def attempts(transport: httpx.AsyncBaseTransport, peers: Peers, numbers: Iterator[int], judge: Judge) -> None:
     """Send messages with these numbers, and every third to the neighbour as well."""
     hasty = Sender(transport, attempt_timeout=DEADLINE, max_response_bytes=CAP)
     patient = Sender(transport, attempt_timeout=20, max_response_bytes=CAP)
     for number in numbers:
-        judge.fuzzed(number, await hasty.send(endpoint(port, "fuzzed"), message(number)))
+        # Whoever has hung up is not to be remembered: it is the sender's memory that is measured.
+        peers.all.clear()
+        judge.fuzzed(number, await hasty.send(endpoint(peers.port, "fuzzed"), message(number)))
         if number % 3 == 0:
-            judge.good(number, await patient.send(endpoint(port, "good"), message(number)))
+            judge.good(number, await patient.send(endpoint(peers.port, "good"), message(number)))
 
 
 def harmless(backend: str) -> Callable[[], None]:
@@ -140,8 +142,7 @@ def harmless(backend: str) -> Callable[[], None]:
                 with anyio.fail_after(30 + ANSWERS):
                     async with anyio.create_task_group() as group:
                         for _ in range(AT_ONCE):
-                            group.start_soon(attempts, transport, peers.port, numbers, judge)
-                peers.all.clear()
+                            group.start_soon(attempts, transport, peers, numbers, judge)
                 held.append(tracemalloc.get_traced_memory()[1])
                 gc.collect()
                 left.append(tracemalloc.get_traced_memory()[0])

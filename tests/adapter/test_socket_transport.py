@@ -17,13 +17,13 @@ import trustme
 
 from tests.adapter.peers import Peer, listening
 from tests.resilience.support import assert_caught, settle, until
-from webhook_adapter.egress import Received, Target, TlsError
+from webhook_adapter.egress import Received, Target, TlsError, socket_transport
+from webhook_adapter.egress.connection import Connection
 from webhook_adapter.egress.socket_transport import SocketTransport, _Reading, _request
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from webhook_adapter.egress.connection import Connection
     from webhook_adapter.egress.exchange import Header
 
 pytestmark = pytest.mark.anyio
@@ -572,6 +572,31 @@ async def test_what_is_idle_is_closed_before_aclose_returns() -> None:
         await transport.aclose()
     async with transporting():
         pass
+
+
+async def test_a_failed_request_needs_no_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver that fails, again and again, does not have its requests heaped up until the collector comes by."""
+
+    class Mine(Connection):
+        """So that no other test's is found."""
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"nonsense")
+        await peer.hear_the_end()
+
+    monkeypatch.setattr(socket_transport, "Connection", Mine)
+    async with listening(script) as peers, transporting() as transport:
+        gc.disable()
+        try:
+            for _ in range(3):
+                with pytest.raises(httpx.RemoteProtocolError):
+                    await post(transport, target(peers.port))
+            await until(lambda: not transport._open)
+            await settle()
+            assert [each for each in gc.get_objects() if type(each) is Mine] == []
+        finally:
+            gc.enable()
 
 
 # -- other networks ----------------------------------------------------------------------------------------------------

@@ -137,7 +137,7 @@ class Connection(asyncio.Protocol):
             httpx.TransportError: the connection has ended.
         """
         if self._error is not None:
-            raise self._error
+            raise self._told()
         self._received = received
         self._piecewise = piecewise
         self._bodiless = bodiless
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
             httpx.TransportError: the connection, or the response, broke.
         """
         if self._error is not None:
-            raise self._error
+            raise self._told()
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
@@ -168,7 +168,7 @@ class Connection(asyncio.Protocol):
         finally:
             self._waiter = None
         if self._error is not None and not self.complete:
-            raise self._error
+            raise self._told()
 
     def take(self) -> bytes:
         """Return what has come of the body since the last time."""
@@ -306,6 +306,13 @@ class Connection(asyncio.Protocol):
             and not self._transport.get_write_buffer_size()
             and not (self._large and status >= _ERRORS)
         )
+
+    def _told(self) -> httpx.TransportError:
+        """Return the error afresh.
+
+        The one that is kept, once raised, would hold this connection and its request by the traceback, in a circle.
+        """
+        return type(self._error)(str(self._error))  # type: ignore[misc] # it is asked for where there is one
 
     def _wake(self) -> None:
         waiter = self._waiter
