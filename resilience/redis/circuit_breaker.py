@@ -304,9 +304,9 @@ class RedisCircuitBreaker(SharedGuard[CircuitBreaker]):
     def _request(self, cost: float) -> Request:  # noqa: ARG002 - every call weighs the same
         return Request(self.script, self._keys, ("admit", self._json), undo=self._release)
 
-    def _release(self, reply: Reply) -> None:
+    def _release(self, reply: Reply | None) -> None:
         """Give back the place of a probe that was admitted for nobody."""
-        if int(reply[0]) > 0:
+        if reply is not None and int(reply[0]) > 0:
             self._tell(self._keys, "release", self._json, int(reply[3]), int(reply[0]))
 
     def _read(self, request: Request, reply: Reply) -> Permit:  # noqa: ARG002 - all requests are the same

@@ -18,6 +18,7 @@ lock, so that a frame closed by the garbage collector may leave at any instant. 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 import queue
 import re
@@ -31,7 +32,8 @@ import redis.exceptions
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from resilience import ResilienceError
+from resilience import ResilienceError, SystemClock
+from resilience.clock import seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -95,8 +97,9 @@ class Script:
 class Request:
     """One run of a script, and its answer once there is one.
 
-    `wake` tells whoever waits, and says False if they are no more; None if nobody waits. `undo` is called with the
-    answer if whoever asked has left. All but `answered` is for the thread of the link.
+    `wake` tells whoever waits, and says False if they are no more; None if nobody waits. If whoever asked has left,
+    `undo` is called once with the answer, or with None as soon as it is clear that there is none. All but `answered` is
+    for the thread of the link.
     """
 
     __slots__ = ("_undo", "args", "error", "gone", "keys", "reply", "script", "wake")
@@ -107,7 +110,7 @@ class Request:
         keys: tuple[str, ...],
         args: tuple[str | int, ...],
         *,
-        undo: Callable[[Reply], object] | None = None,
+        undo: Callable[[Reply | None], object] | None = None,
     ) -> None:
         self.script: Script = script
         self.keys: tuple[str, ...] = keys
@@ -132,14 +135,22 @@ class Request:
     def fail(self, error: StoreError) -> None:
         """Tell whoever asked that there will be no answer."""
         self.error = error
-        if self.wake is not None:
-            self.wake()
+        if self.gone or (self.wake is not None and self.wake() is False):
+            self.undo()
 
     def undo(self) -> None:
-        """Take back what was granted to nobody, once."""
-        if self._undo is not None and self.reply is not None:
+        """Take back what was granted to nobody, once; if there is no answer by now, there will be none."""
+        if self._undo is not None:
             undo, self._undo = self._undo, None
             undo(self.reply)
+
+
+@attrs.frozen(order=True)
+class _Reminder:
+    """What is to be called, and when."""
+
+    at_ns: int
+    callback: Callable[[bool], object] = attrs.field(order=False)
 
 
 class Link:
@@ -172,7 +183,9 @@ class Link:
     def _begin(self) -> None:
         self._connection = self._pool.make_connection()
         self._connected = False
-        self._queue: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Request | _Reminder | None] = queue.SimpleQueue()
+        # The thread's own.
+        self._reminders: list[_Reminder] = []
         # Whoever takes the ticket runs the thread; the thread gives it back when it ends.
         self._ticket: list[None] = [None]
         self._thread: threading.Thread | None = None
@@ -189,11 +202,17 @@ class Link:
         if self._ticket:
             self._start()
 
+    def remind(self, delay_ns: int, callback: Callable[[bool], object]) -> None:
+        """Have `callback` called after that time, or with True when the link is closed, in its thread. Any thread."""
+        self._queue.put(_Reminder(SystemClock.monotonic_ns() + delay_ns, callback))
+        if self._ticket:
+            self._start()
+
     def withdraw(self, request: Request) -> None:
         """Have a request forgotten, or undone if it has been answered. Any thread; from a finalizer, too."""
         request.gone = True
         # If the answer comes only now, whoever hands it out sees that.
-        if request.reply is not None:
+        if request.answered:
             self.submit(request)
 
     def close(self) -> None:
@@ -217,6 +236,10 @@ class Link:
             batch, ending = self._gather()
             if batch:
                 self._try(batch)
+            if self._reminders and self._call_back(everybody=ending):
+                # What they have to say goes before the end.
+                self._queue.put(None)
+                ending = False
         self._disconnect()
         self._ticket.append(None)
         # Who came just before that found no ticket.
@@ -227,18 +250,33 @@ class Link:
         """Return what is queued and still wanted, and whether to end after that."""
         batch: list[Request] = []
         try:
-            request = self._queue.get(timeout=IDLE_FOR)
+            item = self._queue.get(timeout=self._patience())
         except queue.Empty:
-            return batch, True
-        while request is not None:
-            if request.gone:
-                request.undo()
+            return batch, not self._reminders
+        while item is not None:
+            if isinstance(item, _Reminder):
+                heapq.heappush(self._reminders, item)
+            elif item.gone:
+                item.undo()
             else:
-                batch.append(request)
+                batch.append(item)
             if len(batch) == BATCH or self._queue.empty():
                 return batch, False
-            request = self._queue.get_nowait()
+            item = self._queue.get_nowait()
         return batch, True
+
+    def _patience(self) -> float:
+        """Return for how many seconds there is nothing to do, if nobody asks."""
+        if not self._reminders:
+            return IDLE_FOR
+        return seconds(max(0, self._reminders[0].at_ns - SystemClock.monotonic_ns()))
+
+    def _call_back(self, *, everybody: bool) -> bool:
+        """Call who wanted to be reminded by now, or everybody; tell whether this is the end of it."""
+        now_ns = SystemClock.monotonic_ns()
+        while self._reminders and (everybody or self._reminders[0].at_ns <= now_ns):
+            heapq.heappop(self._reminders).callback(everybody)
+        return everybody
 
     def _try(self, batch: list[Request]) -> None:
         try:

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 import attrs
 
-from resilience import LayerKind, Permit, RateLimitedError, RateLimiter, RejectedError
+from resilience import LayerKind, NeverFits, NotUntil, Permit, RateLimitedError, RateLimiter, RejectedError
 from resilience.clock import nanoseconds, seconds
-from resilience.machines.checks import instance, non_negative, positive
-from resilience.machines.token_bucket import TokenBucket, exact_fraction
+from resilience.machines.checks import instance, non_negative, positive, positive_int
 from resilience.outcome import Verdict
+from resilience.redis.batching import Stash
 from resilience.redis.link import Request, StoreError
 from resilience.redis.scripts import script
 from resilience.redis.shared import SharedGuard, SharedStatistics
 from resilience.redis.store import RedisStore
+from resilience.redis.terms import Terms
 
 if TYPE_CHECKING:
     from resilience.redis.link import Reply, Script
@@ -31,67 +32,36 @@ if TYPE_CHECKING:
 __all__ = ["RedisRateLimiter"]
 
 _MICROSECONDS = 1_000_000
-#: The server counts in doubles, which hold whole numbers up to twice this; as much again is left for who waits.
-_EXACT = 2**51
 #: For who waits as long as it takes, in microseconds: as far as the units can count.
 FOREVER = 2**50
-
-
-@attrs.frozen
-class Terms:
-    """A rate and a capacity as the script takes them: a token is `token` units, of which `scale` come each microsecond.
-
-    Those of the machine, exact for the decimals that were written, wherever that fits; else rounded so that less is
-    admitted, never more, by `capacity` parts in 2**51 at most.
-    """
-
-    rate: float
-    capacity: float
-    scale: int
-    token: int
-    burst: int
-
-    @classmethod
-    def of(cls, rate: float, capacity: float) -> Terms:
-        """Return the terms for a rate and a capacity that have been checked, or raise ValueError."""
-        bucket = TokenBucket(rate, capacity, 0)
-        if bucket.burst <= _EXACT:
-            return cls(rate, capacity, bucket.per_nanosecond * 1_000, bucket.per_token, bucket.burst)
-        each, size = exact_fraction(rate) / _MICROSECONDS, exact_fraction(capacity)
-        scale = math.floor(_EXACT * each / size)
-        if scale < 1:
-            msg = f"capacity must be at most what comes in {_EXACT // _MICROSECONDS} s at the rate, not {capacity!r}"
-            raise ValueError(msg)
-        token = math.ceil(scale / each)
-        return cls(rate, capacity, scale, token, math.floor(token * size))
-
-    def units(self, cost: float) -> int:
-        """Return a cost in units, rounded up, or raise ValueError."""
-        units = math.ceil(exact_fraction(positive("cost", cost)) * self.token)
-        if units > self.burst:
-            msg = f"cost must be at most the capacity of {self.capacity!r}, not {cost!r}"
-            raise ValueError(msg)
-        return units
 
 
 class _Take(Request):
     """What asks for tokens, and in which terms."""
 
-    __slots__ = ("cost", "terms", "units")
+    __slots__ = ("cost", "limiter", "more", "terms", "units")
 
     def __init__(self, limiter: RedisRateLimiter, cost: float, max_wait_ns: int | None) -> None:
         terms = limiter._terms  # noqa: SLF001 - one class in parts
         units = terms.units(cost)
+        more = limiter._more()  # noqa: SLF001
+        self.limiter = limiter
         self.cost = cost
         self.terms = terms
         self.units = units
+        self.more = more
         max_wait_us = FOREVER if max_wait_ns is None else max_wait_ns // 1_000
         super().__init__(
             limiter.script,
             limiter._keys,  # noqa: SLF001
-            ("take", terms.scale, terms.burst, units, max_wait_us),
-            undo=lambda reply: limiter._give_back(_Turn(limiter, self, reply)) if reply[0] else None,  # noqa: SLF001
+            ("take", terms.scale, terms.burst, units, max_wait_us, more * terms.token, terms.token),
+            undo=self._take_back,
         )
+
+    def _take_back(self, reply: Reply | None) -> None:
+        self.limiter._keep(self, 0 if reply is None else int(reply[5]))  # noqa: SLF001
+        if reply is not None and int(reply[0]):
+            self.limiter._give_back(_Turn(self.limiter, self, reply))  # noqa: SLF001
 
 
 class _Turn(Permit):
@@ -103,7 +73,7 @@ class _Turn(Permit):
         super().__init__(limiter)
         self.terms = request.terms
         self.units = request.units
-        _, wait_us, *stamp, _ = map(int, reply)
+        _, wait_us, *stamp, _, _ = map(int, reply)
         self.wait_ns = wait_us * 1_000
         self.stamp = stamp
 
@@ -121,6 +91,9 @@ class RedisRateLimiter(SharedGuard[RateLimiter]):
         name: what the limiters have in common that share this bucket, and what errors and events call it.
         max_wait: for how many seconds a call may wait for its turn. Who waits has a turn already, whatever comes later;
             who gives up leaves it unused, unless nobody has queued behind.
+        batch: the most tokens that a busy process takes at once, to spend them without asking; 1 asks for each call.
+            With n processes, up to `n * (batch - 1)` more than the bound above may then be admitted in an interval.
+        batch_for: for how many seconds a process may keep such tokens; what it has not spent by then goes back.
         on_store_error: "local": without the server, a limiter of the same terms in each process takes over; "admit":
             everything passes; "reject": nothing does.
 
@@ -132,7 +105,18 @@ class RedisRateLimiter(SharedGuard[RateLimiter]):
 
     """
 
-    __slots__ = ("_ignored", "_known", "_max_wait_ns", "_terms", "_waiting", "max_wait")
+    __slots__ = (
+        "_ignored",
+        "_known",
+        "_max_wait_ns",
+        "_reminded",
+        "_stash",
+        "_terms",
+        "_waiting",
+        "batch",
+        "batch_for",
+        "max_wait",
+    )
 
     kind = LayerKind.RATE_LIMITER
     hears_success = False
@@ -147,14 +131,23 @@ class RedisRateLimiter(SharedGuard[RateLimiter]):
         *,
         name: str,
         max_wait: float = 0.0,
+        batch: int = 1,
+        batch_for: float = 0.5,
         on_store_error: OnStoreError = "local",
     ) -> None:
+        if positive_int("batch", batch) > positive("capacity", capacity):
+            msg = f"batch must be at most the capacity of {capacity!r}, not {batch!r}"
+            raise ValueError(msg)
         self._max_wait_ns = _wait_ns(max_wait)
         self._terms = Terms.of(positive("rate", rate), positive("capacity", capacity))
         instance("store", store, RedisStore)
         local = RateLimiter(rate, capacity, name=name, max_wait=max_wait, clock=store.clock)
         super().__init__(store, name, on_store_error, "rate", local)
         self.max_wait: float = max_wait
+        self.batch: int = batch
+        self.batch_for: float = batch_for
+        self._stash = Stash(self._terms, batch, nanoseconds(positive("batch_for", batch_for)))
+        self._reminded = False
         self._ignored = 0
         self._waiting: deque[_Turn] = deque()
         # What was missing to a full bucket, in the units of these terms, and when that was heard.
@@ -219,7 +212,22 @@ class RedisRateLimiter(SharedGuard[RateLimiter]):
         """Admit within `max_wait`, or raise RateLimitedError. A checkpoint, as `acquire` is."""
         return await self._admit(cost, self._max_wait_ns)
 
+    def admit(self, now_ns: int | None = None, cost: float = 1) -> Permit | NotUntil | NeverFits:
+        """Admit by tokens that were taken in advance, if there are any; else it has to be asked."""
+        stash = self._stash
+        if stash.units:
+            terms = self._terms
+            units = terms.units(cost)
+            with self._section:
+                if stash.spend(terms, units, self.clock.monotonic_ns()):
+                    self._admitted += 1
+                    return Permit(self)
+        return super().admit(now_ns, cost)
+
     async def _admit(self, cost: float, max_wait_ns: int | None) -> Permit:
+        permit = self.admit(None, cost)
+        if isinstance(permit, Permit):
+            return permit
         request = _Take(self, cost, max_wait_ns)
         try:
             reply = await self.store.ask(request)
@@ -253,6 +261,9 @@ class RedisRateLimiter(SharedGuard[RateLimiter]):
 
     def admit_blocking(self, cost: float = 1) -> Permit:
         """Do the same in plain code, blocking the thread; RuntimeError where an event loop runs in it."""
+        permit = self.admit(None, cost)
+        if isinstance(permit, Permit):
+            return permit
         request = _Take(self, cost, self._max_wait_ns)
         try:
             reply = self.store.ask_blocking(request)
@@ -300,11 +311,49 @@ class RedisRateLimiter(SharedGuard[RateLimiter]):
 
     def _read(self, request: Request, reply: Reply) -> _Turn:
         request = _of_ours(request)
-        granted, wait_us, *_, missing = map(int, reply)
+        granted, wait_us, _, _, missing, more = map(int, reply)
         self._known = (request.terms, missing, self.clock.monotonic_ns())
+        self._keep(request, more)
         if not granted:
             raise self._refusal_in(wait_us * 1_000)
         return _Turn(self, request, reply)
+
+    # -- tokens that are taken in advance -----------------------------------------------------------------------------
+
+    def _more(self) -> int:
+        """Return how many tokens more to ask for, having put back what is there of those of before."""
+        if self.batch == 1:
+            return 0
+        with self._section:
+            more = self._stash.want(self.clock.monotonic_ns())
+            rest = self._stash.empty() if more else None
+        self._put_back(rest)
+        return more
+
+    def _keep(self, request: _Take, more: int) -> None:
+        """Keep what was had of what was asked for beyond what was needed, until it is not spent in its time."""
+        if not request.more:
+            return
+        with self._section:
+            self._stash.fill(request.terms, more, self.clock.monotonic_ns())
+            reminds = more > 0 and not self._reminded
+            self._reminded |= reminds
+        if reminds:
+            self.store.remind(self._stash.kept_for_ns, self._put_back_what_is_due)
+
+    def _put_back_what_is_due(self, closing: bool) -> None:  # noqa: FBT001 - the store calls it
+        with self._section:
+            stash = self._stash
+            rest = stash.empty() if closing or stash.due(self.clock.monotonic_ns()) else None
+            self._reminded = stash.units > 0
+        self._put_back(rest)
+        if self._reminded:
+            self.store.remind(self._stash.kept_for_ns, self._put_back_what_is_due)
+
+    def _put_back(self, rest: tuple[Terms, int] | None) -> None:
+        if rest is not None:
+            terms, units = rest
+            self._tell(self._keys, "put_back", terms.scale, terms.burst, units)
 
     def _count(self, turn: _Turn) -> _Turn:
         with self._section:

@@ -86,7 +86,7 @@ class RedisStore:
             StoreError: there is no answer, or an error in its stead.
 
         """
-        permit = self._admit()
+        permit = self._admit(request)
         try:
             waiter = async_waiter()
             deadline_ns = self._submit(request, waiter)
@@ -110,7 +110,7 @@ class RedisStore:
         if running_loop():
             msg = "a shared guard asks its server: where an event loop runs, await it or use async with"
             raise RuntimeError(msg)
-        permit = self._admit()
+        permit = self._admit(request)
         try:
             waiter = thread_waiter()
             deadline_ns = self._submit(request, waiter)
@@ -124,10 +124,11 @@ class RedisStore:
         permit.success()
         return reply
 
-    def _admit(self) -> Permit:
+    def _admit(self, request: Request) -> Permit:
         permit = self._breaker.admit()
         if isinstance(permit, Permit):
             return permit
+        request.undo()
         raise StoreError(f"{self._link.address} did not answer and is left alone", ailing=True, asked=False)
 
     def _submit(self, request: Request, waiter: Waiter) -> int:
@@ -165,6 +166,10 @@ class RedisStore:
         request.wake = told
         self._link.submit(request)
         return True
+
+    def remind(self, delay_ns: int, callback: Callable[[bool], object]) -> None:
+        """Have `callback` called after that time, or with True when the store is closed, in the link's thread."""
+        self._link.remind(delay_ns, callback)
 
     def close(self) -> None:
         """Send what is still to be told and disconnect, waiting for that. Using it again connects again."""

@@ -54,8 +54,8 @@ class _Take(Request):
         super().__init__(guard.script, keys, guard._asking(priority), undo=self._take_back)  # noqa: SLF001
         self.guard = guard
 
-    def _take_back(self, reply: Reply) -> None:
-        if int(reply[0]) == 1:
+    def _take_back(self, reply: Reply | None) -> None:
+        if reply is not None and int(reply[0]) == 1:
             self.guard._tell(self.keys, "take_back", 0, int(reply[3]))  # noqa: SLF001 - as above
 
 

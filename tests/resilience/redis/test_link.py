@@ -137,7 +137,7 @@ def test_a_request_that_comes_as_the_thread_ends_is_not_forgotten(
 
 def test_an_answer_for_a_loop_that_has_ended_is_undone(store: RedisStore) -> None:
     """What was granted to a task whose loop is closed was granted to nobody."""
-    undone: list[Reply] = []
+    undone: list[Reply | None] = []
     request = Request(ECHO, (), (7,), undo=undone.append)
     request.wake = lambda: False
     store._link.submit(request)
@@ -147,7 +147,7 @@ def test_an_answer_for_a_loop_that_has_ended_is_undone(store: RedisStore) -> Non
 
 def test_what_was_answered_before_it_was_withdrawn_is_undone_once(store: RedisStore) -> None:
     """Whichever comes first, the answer or the leaving, what was granted to nobody is taken back exactly once."""
-    undone: list[Reply] = []
+    undone: list[Reply | None] = []
     request = Request(ECHO, (), (7,), undo=undone.append)
     store._link.submit(request)
     until_blocking(lambda: request.answered)
@@ -157,7 +157,7 @@ def test_what_was_answered_before_it_was_withdrawn_is_undone_once(store: RedisSt
     never_sent.gone = True
     store._link.submit(never_sent)
     store.close()
-    assert undone == [[7]]
+    assert undone == [[7], None]
     assert not never_sent.answered
 
 
