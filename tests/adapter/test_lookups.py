@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.resilience.support import settle
+from tests.resilience.support import assert_caught, settle
 from webhook_adapter.egress import AddressRefusedError, DnsError
-from webhook_adapter.egress.lookups import KEPT_SECONDS, Lookups
+from webhook_adapter.egress.lookups import KEPT_SECONDS, Lookups, _Asking
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    from webhook_adapter.egress.resolving import Judge
 
 pytestmark = pytest.mark.anyio
 
@@ -67,33 +69,63 @@ async def test_many_who_ask_at_once_share_a_lookup() -> None:
     assert set(await asyncio.gather(*tasks, *others)) == {("192.0.2.1", "192.0.2.2")}
 
 
-async def test_who_leaves_leaves_the_lookup_to_the_others() -> None:
-    """One of two who wait is cancelled, the one who asked first at that: the other gets the answer."""
-    asked = Asked()
-    lookups = Lookups(asked)
-    first, second = (asyncio.ensure_future(lookups.resolve(NAME, 443, anywhere)) for _ in range(2))
-    await settle()
-    first.cancel()
-    await settle()
-    assert (first.cancelled(), second.done(), asked.cancelled) == (True, False, 0)
-    asked.answers[0].set_result(["192.0.2.1"])
-    assert await second == ("192.0.2.1",)
+def leaving(kind: type[Lookups]) -> Callable[[], None]:
+    """Return the law, of `kind`: who leaves leaves the lookup to the others, and the last one takes it along."""
+
+    async def main() -> None:
+        asked = Asked()
+        lookups = kind(asked)
+        # The one who asked first leaves.
+        first, second = (asyncio.ensure_future(lookups.resolve(NAME, 443, anywhere)) for _ in range(2))
+        await settle()
+        first.cancel()
+        await settle()
+        assert (first.cancelled(), second.done(), asked.cancelled) == (True, False, 0)
+        asked.answers[0].set_result(["192.0.2.1"])
+        assert await second == ("192.0.2.1",)
+        # All leave: the next attempt does not wait for what hangs.
+        for task in (waiting := [asyncio.ensure_future(lookups.resolve(NAME, 444, anywhere)) for _ in range(2)]):
+            await settle()
+            task.cancel()
+        await asyncio.wait(waiting)
+        await settle()
+        assert asked.cancelled == 1
+        again = asyncio.ensure_future(lookups.resolve(NAME, 444, anywhere))
+        await settle()
+        asked.answers[-1].set_result(["192.0.2.2"])
+        assert await again == ("192.0.2.2",)
+
+    return lambda: asyncio.run(main())
 
 
-async def test_the_last_to_leave_takes_the_lookup_along() -> None:
-    """F16: a lookup that hangs is not what the next attempt waits for, or no attempt would ever end otherwise."""
-    asked = Asked()
-    lookups = Lookups(asked)
-    waiting = [asyncio.ensure_future(lookups.resolve(NAME, 443, anywhere)) for _ in range(2)]
-    await settle()
-    for task in waiting:
-        task.cancel()
-    await settle()
-    assert asked.cancelled == 1
-    again = asyncio.ensure_future(lookups.resolve(NAME, 443, anywhere))
-    await settle()
-    asked.answers[1].set_result(["192.0.2.1"])
-    assert await again == ("192.0.2.1",)
+test_leaving = leaving(Lookups)
+test_leaving.__doc__ = "F16: a lookup ends with the last who waits for it, and not before."
+
+
+class Possessive(Lookups):
+    """Whoever leaves takes the lookup along."""
+
+    async def resolve(self, host: str, port: int, judge: Judge) -> tuple[str, ...]:
+        try:
+            return await super().resolve(host, port, judge)
+        except asyncio.CancelledError:
+            self.close()
+            raise
+
+
+class Stubborn(Lookups):
+    """What was begun is brought to its end, if it has one."""
+
+    def _ask(self, key: tuple[str, int, Judge]) -> _Asking:
+        asking = super()._ask(key)
+        asking.waiting += 1
+        return asking
+
+
+@pytest.mark.parametrize("mutant", [Possessive, Stubborn])
+def test_a_lookup_that_ends_too_early_or_never_is_noticed(mutant: type[Lookups]) -> None:
+    """The law of leaving sees both."""
+    assert_caught(leaving(mutant))
 
 
 async def test_who_asks_while_a_lookup_is_given_up_starts_another() -> None:
