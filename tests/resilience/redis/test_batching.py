@@ -323,6 +323,36 @@ async def test_a_batch_for_a_call_that_was_cancelled_is_kept(*, native: bool, se
 
 
 @pytest.mark.anyio
+async def test_a_call_that_is_cancelled_in_vain_lets_others_ask(server: UnreliableServer) -> None:
+    """No answer will come for it any more: that it had asked for more is forgotten."""
+    clock = ManualClock()
+    async with RedisStore(server.url, timeout=30.0, clock=clock) as store:
+        limiter = RedisRateLimiter(store, SLOW, 10, name="api", batch=8, batch_for=1_000.0)
+        for _ in range(3):
+            assert await limiter.acquire()
+        server.pause()
+        async with Crew() as crew:
+            job = crew.start(limiter.acquire)
+            await settle()
+            await until(store._link._queue.empty)
+            job.cancel()
+            await until(lambda: job.ended)
+            server.kill()
+            await until(lambda: not limiter._stash._asking)
+
+
+@pytest.mark.anyio
+async def test_what_may_still_be_spent_stays(store: RedisStore) -> None:
+    """A reminder that comes too early, as the batch is a later one, leaves it, and comes again."""
+    limiter = RedisRateLimiter(store, SLOW, 10, name="api", batch=8, batch_for=1_000.0)
+    for _ in range(4):
+        assert await limiter.acquire()
+    held = limiter._stash.units
+    limiter._put_back_what_is_due(False)  # noqa: FBT003 - as the store calls it
+    assert (limiter._stash.units, limiter._reminded) == (held, True)
+
+
+@pytest.mark.anyio
 async def test_without_the_server_what_is_there_is_spent(server: UnreliableServer) -> None:
     """RL12: tokens that were had are had; then it is as was declared, and it asks for more again once it is back."""
     clock = ManualClock()

@@ -243,6 +243,17 @@ async def test_what_is_slow_counts_as_such(virtual: Callable[..., VirtualBreaker
 
 
 @pytest.mark.anyio
+async def test_a_probe_that_fails_opens_it_again(virtual: Callable[..., VirtualBreaker]) -> None:
+    """CB4: for as long as the first time, where no backoff was asked for."""
+    breaker = virtual(3, 10.0, name="api")
+    for _ in range(3):
+        await fails(breaker)
+    breaker.pass_time(10.0)
+    await fails(breaker)
+    assert (breaker.state, breaker.retry_after()) == (OPEN, 10.0)
+
+
+@pytest.mark.anyio
 async def test_breaks_grow_while_probes_fail(virtual: Callable[..., VirtualBreaker]) -> None:
     """`recovery_backoff` is as for the local breaker."""
     breaker = virtual(1, 10.0, name="api", recovery_backoff=ScheduleBackoff([20.0, 40.0]))

@@ -10,6 +10,7 @@ import pytest
 
 from resilience import LayerKind, NotUntil, Policy, RateLimitedError, RejectedError, Retry
 from resilience.redis import RedisRateLimiter, RedisStore, SharedStatistics
+from resilience.redis.rate_limiter import _Take
 from resilience.telemetry import Rejected
 from resilience.testing import ManualClock
 from tests.resilience.redis.virtual import ServerTime
@@ -23,6 +24,7 @@ from tests.resilience.support import (
     run,
     settle,
     until,
+    until_blocking,
 )
 
 if TYPE_CHECKING:
@@ -232,6 +234,44 @@ async def test_whoever_gives_up_waiting_leaves_the_turn_to_the_next(
     assert not await limiter.acquire(max_wait=0.9)
     assert limiter.retry_after() == pytest.approx(1.0)
     assert limiter.statistics().admitted == 1
+
+
+def test_a_thread_that_is_interrupted_leaves_its_turn_to_the_next(redis_url: str, prefix: str) -> None:
+    """RL7: an interrupt while a thread waits goes on, and the turn comes back."""
+
+    class Interrupted(ManualClock):
+        def sleep_blocking(self, _: float, /) -> None:
+            raise KeyboardInterrupt
+
+    with RedisStore(redis_url, prefix=prefix, timeout=30.0, clock=Interrupted()) as store:
+        limiter = RedisRateLimiter(store, SLOW, 1, name="api", max_wait=math.inf)
+        with limiter:
+            pass
+        with pytest.raises(KeyboardInterrupt), limiter:
+            pass
+        until_blocking(lambda: store.breaker.statistics().succeeded == 3)
+        with pytest.raises(KeyboardInterrupt), limiter:
+            pass
+        # The same turn again: it had not been left unused.
+        assert limiter.retry_after() < 2_100
+        assert limiter.statistics().admitted == 1
+
+
+@pytest.mark.anyio
+async def test_a_frame_that_is_dropped_leaves_its_turn_to_the_next(virtual: Callable[..., VirtualLimiter]) -> None:
+    """RL7: a coroutine that is closed while it waits gives its turn back, too."""
+    limiter = virtual(1, 1, name="api")
+    assert await limiter.acquire()
+    request = _Take(limiter, 1, None)
+    turn = limiter._read(request, await limiter.store.ask(request))
+    told = limiter.store.breaker.statistics().succeeded
+    waiting = limiter._wait(turn)
+    waiting.send(None)
+    waiting.close()
+    await until(lambda: limiter.store.breaker.statistics().succeeded > told)
+    assert limiter.statistics().waiting == 0
+    assert not await limiter.acquire(max_wait=0.9)
+    assert limiter.retry_after() == pytest.approx(1.0)
 
 
 @pytest.mark.anyio
