@@ -35,6 +35,15 @@ def test_name_that_is_none_of_a_mutant_is_refused() -> None:
         changes("resilience.machines.sampling", DIFF)
 
 
+@pytest.mark.parametrize("told", ['"XXfloatXX"', '"FLOAT"', "None"])
+def test_what_a_cast_is_told_is_not_looked_at(told: str) -> None:
+    """Only type checkers read it; what is cast is another matter."""
+    line = 'limit = cast("float", limit)'
+    assert not Change("f", line, f"limit = cast({told}, limit)").is_real
+    assert Change("f", line, 'limit = cast("float", None)').is_real
+    assert Change("f", line, "limit = None").is_real
+
+
 def test_committed_explanations_can_be_read() -> None:
     """Each has its change and its reason."""
     assert all(explained(EXPLANATIONS.read_text(encoding="utf-8")).values())

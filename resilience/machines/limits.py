@@ -310,7 +310,6 @@ class _Learner(ABC):
         self.limit = int(self._estimate)
 
     def _probe(self, now_ns: int) -> None:
-        self._doubts = 0
         self._probing_since_ns = now_ns
         self.limit = max(self._config.min_limit, self.limit // _PROBE)
         self._settling = self.limit
@@ -366,8 +365,7 @@ class _Aimd:
             if self._backed_off_ns is None or started_ns >= self._backed_off_ns:
                 self._backed_off_ns = ended_ns
                 self._good = 0
-                cut = min(self.limit - 1, int(self.limit * self._config.backoff_ratio))
-                self.limit = max(self._config.min_limit, cut)
+                self.limit = max(self._config.min_limit, int(self.limit * self._config.backoff_ratio))
         elif in_flight * 2 >= self.limit:
             self._good += 1
             if self._good >= self.limit:

@@ -19,7 +19,7 @@ from tests.resilience.support import NOT_A_COUNT, NOT_POSITIVE, assert_caught, a
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from resilience.machines.limits import LimitAlgorithm, LimitMachine, _Samples
+    from resilience.machines.limits import LimitAlgorithm, LimitMachine, Notes, _Samples
 
 MILLISECOND = 1_000_000
 BARE = 10 * MILLISECOND
@@ -514,3 +514,152 @@ def test_aimd_begins_its_round_anew_after_a_cut() -> None:
     assert [machine.record(0, 1, 4, dropped=False) for _ in range(3)] == [4, 4, 4]
     assert machine.record(2, 2, 4, dropped=True) == 2
     assert [machine.record(3, 4, 2, dropped=False) for _ in range(2)] == [2, 3]
+
+
+NOTHING = (0, 0, 0, 0)
+"""The notes of a window that has just begun."""
+
+
+def window(machine: LimitMachine, latency_ns: int, in_flight: int, *, calls: int, dropped: int = 0) -> Notes | None:
+    """Let so many calls end, the first of them dropped; return what the machine has learnt by then."""
+    for number in range(calls):
+        machine.record(0, latency_ns, in_flight, dropped=number < dropped)
+    return machine.notes()
+
+
+@pytest.mark.parametrize(
+    ("latency_ns", "dropped", "estimate", "doubts"),
+    [
+        (100, 0, 20.8, 0),  # as quick as can be: room for four more, and a fifth of that at once
+        (125, 0, 20.8, 0),  # within the tolerance, and no reason to doubt the baseline
+        (126, 0, 20.8, 1),
+        (80, 0, 20.8, 0),
+        (79, 0, 20.8, 1),
+        (200, 0, 19.8, 1),  # 1.5 times half of the limit, and four
+        (1_000, 0, 18.8, 1),  # by half at most
+        (100, 10, 19.8, 1),
+        (100, 20, 18.8, 1),
+    ],
+)
+def test_gradient_is_its_formula(latency_ns: int, dropped: int, estimate: float, doubts: int) -> None:
+    """One window of a full house, of a limit of 20 and a baseline of 100 ns."""
+    machine = Gradient2(initial_limit=20, window=20).start()
+    assert window(machine, 100, 1, calls=20) == (20.0, 0, 100.0, True, *NOTHING)
+    learnt = window(machine, latency_ns, 20, calls=20, dropped=dropped)
+    assert learnt == pytest.approx((estimate, doubts, 100.0, True, *NOTHING))
+
+
+@pytest.mark.parametrize(
+    ("limit", "baseline_ns", "latency_ns", "dropped", "estimate"),
+    [
+        (8, 7, 8, 0, 14),  # one queues: six more
+        (8, 5, 8, 0, 8),  # three queue: alpha
+        (8, 2, 8, 0, 8),  # six queue: beta
+        (8, 1, 8, 0, 7),  # seven queue
+        (100, 1, 1, 0, 112),  # steps of two
+        (100, 95, 100, 0, 102),
+        (100, 1, 2, 0, 98),
+        (10, 100, 80, 2, 11),  # two were dropped, and as good as queue, however quick the others were
+    ],
+)
+def test_vegas_is_its_formula(limit: int, baseline_ns: int, latency_ns: int, dropped: int, estimate: float) -> None:
+    """One window of a full house, by how many calls queue then."""
+    machine = Vegas(initial_limit=limit, window=1).start()
+    window(machine, baseline_ns, 1, calls=limit)
+    learnt = window(machine, latency_ns, limit, calls=limit, dropped=dropped)
+    assert learnt is not None
+    assert learnt[0] == pytest.approx(estimate)
+
+
+def test_half_of_the_limit_is_a_load() -> None:
+    """A window in which just half of the limit was in use moves it; one with less measures the baseline."""
+    machine = Gradient2(initial_limit=4, window=4).start()
+    window(machine, 100, 1, calls=4)
+    assert window(machine, 120, 2, calls=4) == pytest.approx((4.8, 0, 100.0, True, *NOTHING))
+
+
+def test_baseline_is_smoothed_unless_it_is_of_another_callee() -> None:
+    """Up to twice as much is noise, of which three tenths are taken in; more is taken as it is."""
+    machine = Gradient2(initial_limit=4, window=4).start()
+    baselines = []
+    for latency_ns in (100, 200, 65, 300):
+        learnt = window(machine, latency_ns, 1, calls=4)
+        assert learnt is not None
+        baselines.append(learnt[2])
+    assert baselines == [100, pytest.approx(130), pytest.approx(110.5), 300]
+
+
+def test_doubts_are_over_once_the_baseline_is_measured() -> None:
+    """A window without load measures it, and what was doubtful before is forgotten."""
+    machine = Gradient2(initial_limit=20, window=20).start()
+    window(machine, 100, 1, calls=20)
+    window(machine, 200, 20, calls=20)
+    assert window(machine, 100, 1, calls=20) == pytest.approx((19.8, 0, 100.0, True, *NOTHING))
+
+
+def test_nothing_but_failures_is_no_doubt_of_the_baseline() -> None:
+    """They have no latency to compare; a small limit grows all the same, to what may queue."""
+    machine = Gradient2(initial_limit=4, window=4).start()
+    assert window(machine, 100, 4, calls=4, dropped=4) == pytest.approx((4.4, 0, None, False, *NOTHING))
+
+
+def test_probe_comes_after_so_many_doubtful_windows() -> None:
+    """Not a window later."""
+    machine = Gradient2(initial_limit=20, window=20, probe_every=2).start()
+    window(machine, 100, 1, calls=20)
+    assert window(machine, 200, 20, calls=20) is not None
+    assert window(machine, 200, 20, calls=20) is None
+    assert machine.limit == 4
+
+
+def test_first_probe_takes_the_place_of_what_stood_in_for_the_baseline() -> None:
+    """It is not averaged with what was measured under load; a call of the very instant of the probe is part of it."""
+    machine = Gradient2(initial_limit=4, window=4).start()
+    assert window(machine, 150, 4, calls=4) is None
+    assert machine.limit == 1
+    # One for the round trip, four for the window.
+    for _ in range(5):
+        assert machine.notes() is None
+        machine.record(150, 250, 1, dropped=False)
+    assert machine.notes() == pytest.approx((4.8, 0, 100.0, True, *NOTHING))
+    assert machine.limit == 4
+
+
+def test_window_counts_each_of_its_calls() -> None:
+    """How many there were, how many of them were answered, the most in flight, and the time that they took."""
+    machine = Vegas().start()
+    assert machine.notes() == (20.0, 0, None, False, *NOTHING)
+    machine.record(5, 5, 3, dropped=False)
+    machine.record(5, 12, 2, dropped=False)
+    machine.record(5, 99, 1, dropped=True)
+    assert machine.notes() == (20.0, 0, None, False, 3, 2, 3, 8)
+
+
+@measuring
+def test_what_was_learnt_can_be_taken_up(algorithm: Gradient2 | Vegas) -> None:
+    """Another machine goes on where the first one stopped, within a window too."""
+    machine, other = algorithm.start(), algorithm.start()
+    window(machine, 100, 1, calls=30)
+    window(machine, 300, 20, calls=30)
+    learnt = window(machine, 120, 7, calls=3, dropped=1)
+    assert learnt is not None
+    other.resume(learnt, 0)
+    assert (other.notes(), other.limit) == (learnt, machine.limit)
+    fresh = algorithm.start()
+    assert fresh.notes() != learnt
+    other.resume(fresh.notes() or (), 0)
+    assert (other.notes(), other.limit) == (fresh.notes(), 20)
+
+
+def test_what_aimd_has_learnt_can_be_taken_up() -> None:
+    """The limit, the round and the cut; a cut that lies ahead, since the clock has stepped back, was made now."""
+    machine, other = AIMD(initial_limit=10).start(), AIMD(initial_limit=10).start()
+    machine.record(0, 7, 10, dropped=True)
+    machine.record(8, 9, 9, dropped=False)
+    learnt = machine.notes()
+    assert learnt == (9, 1, 7)
+    for now_ns, cut_ns in ((7, 7), (100, 7), (3, 3)):
+        other.resume((9, 1, 7), now_ns)
+        assert (other.notes(), other.limit) == ((9, 1, cut_ns), 9)
+    other.resume((12, 0, None), 3)
+    assert (other.notes(), other.limit) == ((12, 0, None), 12)
