@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from tests.documents import ROOT
 from tests.proof import programs
 from tests.proof.catalogue.rows import ELSEWHERE, ROWS
 from tests.proof.programs import Budget, Program, cancelled, explored, interleaved, once, seeded
-from tests.proof.proving import budget_for, page, told, totals
+from tests.proof.proving import PAGE, budget_for, page, told, totals
 from tests.proof.rows import Killed, Row, Survived, prove
 
 if TYPE_CHECKING:
@@ -216,6 +217,13 @@ def test_every_property_has_a_row_and_every_row_its_mutants() -> None:
     expected = {f"{guard}{number}" for guard, last in NUMBERED.items() for number in range(1, last + 1)}
     assert sorted(numbers) == sorted(expected - set(ELSEWHERE))
     assert all(row.mutants and row.trials for row in ROWS)
+
+
+def test_the_page_has_the_figures_of_every_row() -> None:
+    """A row that was written since has not been through a long run, and so it says."""
+    figures = re.findall(r"^\| ([A-Z]{2}\d+) \| (.+?) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert figures == [(row.number, row.says) for row in ROWS]
 
 
 def test_a_row_that_is_not_there_is_told() -> None:
