@@ -52,6 +52,20 @@ def test_refuses_bad_constant_delays(bad: object) -> None:
     assert_refuses("delay", bad, ConstantBackoff)
 
 
+def test_refusal_of_a_jitter_names_those_there_are() -> None:
+    """One after another, as they are written."""
+    with pytest.raises(ValueError, match="must be one of 'full', 'equal', 'decorrelated', 'none', not 'half'"):
+        ExponentialBackoff(jitter="half")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be one of 'full', 'equal', 'none', not 'half'"):
+        LinearBackoff(jitter="half")  # type: ignore[arg-type]
+
+
+def test_share_of_what_no_float_holds() -> None:
+    """Half of 1e308 seconds is half of them, to a billionth."""
+    delay_ns = ExponentialBackoff(1e308, 1.0, 1e308).delay_ns(1, 0.5, 0)
+    assert delay_ns == int(1e308) * SECOND // 2
+
+
 def test_refuses_shrinking_delays_and_unknown_jitter() -> None:
     """A factor below 1 and a jitter that nobody knows are refused; decorrelated is a schedule of its own."""
     assert_refuses("factor", 0.99, ExponentialBackoff)

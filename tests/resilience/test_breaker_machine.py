@@ -17,6 +17,8 @@ from tests.resilience.support import assert_caught
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from resilience.machines.backoff import Backoff
+
 RECOVERY, LEASE = 10, 4
 
 
@@ -347,3 +349,116 @@ def test_a_renewed_lease_begins_anew() -> None:
     driver.now += 1
     driver.machine.tick(driver.now)
     assert driver.machine.state is CircuitState.OPEN
+
+
+def _opened(backoff: Backoff | None, *, probes: int = 1) -> Breaker:
+    """Return a machine whose circuit has just opened, at 0."""
+    machine = Breaker(
+        conditions=(ConsecutiveFailures(1),),
+        recovery_ns=RECOVERY,
+        probe_limit=probes,
+        success_threshold=2,
+        probe_for_ns=LEASE,
+        backoff=backoff,
+    )
+    machine.trip(0)
+    return machine
+
+
+class _Dice:
+    """A backoff that takes the die for the delay."""
+
+    cap = 1.0
+
+    def delay_ns(self, attempt: int, u: float, previous_ns: int) -> int:
+        return 1_000 * attempt + round(u * 100) + previous_ns
+
+
+def test_a_break_is_as_random_as_its_die_and_knows_the_one_before() -> None:
+    """A probe that failed and one that ran out of its lease both throw it; without a die it is 0."""
+    machine = _opened(_Dice())
+    machine.tick(RECOVERY)
+    probe = machine.admit(RECOVERY) or 0
+    assert machine.record(machine.generation, probe, RECOVERY, failed=True, slow=False, u=0.5)
+    assert machine.ready_at() == RECOVERY + 1_000 + 50 + RECOVERY
+    now = machine.ready_at() or 0
+    machine.tick(now)
+    machine.admit(now)
+    machine.tick(now + LEASE, u=0.25)
+    lasted = 2_000 + 25 + 1_060
+    assert machine.ready_at() == now + LEASE + lasted
+    now = machine.ready_at() or 0
+    machine.tick(now)
+    machine.admit(now)
+    machine.tick(now + LEASE)
+    assert machine.ready_at() == now + LEASE + 3_000 + lasted
+
+
+def test_no_die_is_the_shortest_break() -> None:
+    """Also of a probe whose failure is recorded."""
+    machine = _opened(_Dice())
+    machine.tick(RECOVERY)
+    assert machine.record(machine.generation, machine.admit(RECOVERY) or 0, RECOVERY, failed=True, slow=False)
+    assert machine.ready_at() == RECOVERY + 1_000 + RECOVERY
+
+
+def test_reset_begins_the_breaks_anew() -> None:
+    """From any state: the next opening is the first, and lasts the recovery time alone."""
+    isolated = _opened(_Dice())
+    isolated.isolate(0)
+    isolated.reset(0)
+    isolated.lift(0)
+    opened = _opened(_Dice())
+    opened.reset(3)
+    assert opened.changes[-1] == (CircuitState.OPEN, CircuitState.CLOSED, 3)
+    for machine in (isolated, opened):
+        assert machine.state is CircuitState.CLOSED
+        machine.trip(5)
+        assert machine.ready_at() == 5 + RECOVERY
+
+
+def test_success_of_half_a_threshold_is_forgotten_when_the_circuit_opens() -> None:
+    """Of two successes that it takes, the one of the time before does not count."""
+    machine = _opened(None, probes=2)
+    now = RECOVERY
+    for _ in range(2):
+        machine.tick(now)
+        first, second = machine.admit(now) or 0, machine.admit(now) or 0
+        assert machine.record(machine.generation, first, now, failed=False, slow=False)
+        assert machine.state is CircuitState.HALF_OPEN
+        assert machine.record(machine.generation, second, now, failed=True, slow=False)
+        now += RECOVERY
+
+
+def test_every_probe_has_a_number_of_its_own() -> None:
+    """Those of the generation before are not given again."""
+    machine = _opened(None, probes=2)
+    numbers = []
+    now = RECOVERY
+    for _ in range(3):
+        machine.tick(now)
+        numbers += [machine.admit(now), machine.admit(now)]
+        now += LEASE + RECOVERY
+        machine.tick(now)
+    assert numbers == [1, 2, 3, 4, 5, 6]
+
+
+def test_generations_only_grow() -> None:
+    """Whatever changes, none comes again: an admission of long ago is never taken for one of now."""
+    machine = _breaker(failures=1)
+    generations = [machine.generation]
+    for change in (machine.reset, machine.trip, machine.tick, machine.isolate, machine.lift, machine.reset):
+        change(RECOVERY * len(generations))
+        generations.append(machine.generation)
+    assert generations == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_outcome_that_comes_too_late_is_told() -> None:
+    """`record` says whether it counted: not for another generation, nor for a place that was given back."""
+    machine = _opened(None)
+    assert not machine.record(machine.generation - 1, 0, 0, failed=True, slow=False)
+    machine.tick(RECOVERY)
+    probe = machine.admit(RECOVERY) or 0
+    machine.release(machine.generation, probe)
+    assert not machine.record(machine.generation, probe, RECOVERY, failed=True, slow=False)
+    assert machine.state is CircuitState.HALF_OPEN

@@ -127,6 +127,14 @@ def test_small_ratio_alone_earns_a_retry_in_the_end() -> None:
     assert budget.try_spend()
 
 
+def test_reserve_of_a_fraction_is_kept_exactly() -> None:
+    """Of half a retry a second, kept for half a second, there is a quarter of one at first."""
+    budget = Budget(1.0, 0.5, 0.5, 0)
+    assert budget.available(0) == 0.25
+    finer = Budget(1.0, 1e9, 1e-12, 0)
+    assert finer.available(0) == 0.001
+
+
 def test_threads_share_one_budget() -> None:
     """PO4: of many threads that start together exactly as many retry as the reserve allows."""
     budget = RetryBudget(0.1, 1.0, 30.0, clock=ManualClock())

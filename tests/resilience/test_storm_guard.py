@@ -150,6 +150,16 @@ def law_of_the_window(kind: type[SlidingWindow]) -> Callable[[], None]:
     return law
 
 
+def test_the_whole_window_is_meant_unless_a_part_is_named() -> None:
+    """One event of two leaves room; it is the second that fills the window."""
+    window = SlidingWindow(10, 2, 1, 0)
+    assert (window.full(0), window.ready_at(), window.refused) == (False, None, 0)
+    assert window.take(0)
+    assert (window.full(1), window.ready_at(), window.full(1, 1)) == (False, None, True)
+    assert window.take(1)
+    assert (window.full(2), window.ready_at(), window.ready_at(1)) == (True, 11, 12)
+
+
 class _HalfOpen(SlidingWindow):
     """A mutant: an event exactly as old as the window no longer counts."""
 
