@@ -273,6 +273,10 @@ class RedisCircuitBreaker(SharedGuard[CircuitBreaker]):
         others = {} if self.on_store_error == "local" else {"on_store_error": self.on_store_error}
         return {"store": self.store, **self._local.settings(), **others}
 
+    def _holds(self) -> bool:
+        # A new one would announce once more how the circuit came to be what it is.
+        return self._known.state is not CircuitState.CLOSED
+
     # -- by hand ------------------------------------------------------------------------------------------------------
 
     async def isolate(self) -> SharedIsolation:

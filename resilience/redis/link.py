@@ -138,6 +138,10 @@ class Request:
         if self.gone or (self.wake is not None and self.wake() is False):
             self.undo()
 
+    def accept(self) -> None:
+        """Have what was granted: nothing is to be undone any more, and nothing refers to itself."""
+        self._undo = None
+
     def undo(self) -> None:
         """Take back what was granted to nobody, once; if there is no answer by now, there will be none."""
         if self._undo is not None:
@@ -236,6 +240,8 @@ class Link:
             batch, ending = self._gather()
             if batch:
                 self._try(batch)
+            # Or the last requests, and whose they are, would be held until the next one comes.
+            del batch
             if self._reminders and self._call_back(everybody=ending):
                 # What they have to say goes before the end.
                 self._queue.put(None)

@@ -300,6 +300,9 @@ class RedisRateLimiter(SharedGuard[RateLimiter]):
         shared = super().statistics()
         return attrs.evolve(shared, ignored=ignored + shared.ignored, waiting=waiting + shared.waiting)
 
+    def _holds(self) -> bool:
+        return bool(self._waiting) or self._stash.units > 0 or self._reminded
+
     def _request(self, cost: float) -> _Take:
         return _Take(self, cost, self._max_wait_ns)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, Literal, TypeAlias, TypeVar
 
 import attrs
 
-from resilience import Guard, NotUntil, Permit, Statistics
+from resilience import EVERYTHING, Everything, Guard, NotUntil, Permit, Statistics
 from resilience.clock import nanoseconds
 from resilience.events import SUBSCRIBERS, Unshared, calls_for
 from resilience.machines.checks import instance, string
@@ -160,6 +160,17 @@ class SharedGuard(Guard, Generic[L]):
             event = Unshared(guard=self.label, on_store_error=self.on_store_error, error=str(error))
             with self._section:
                 self._events.put(*calls_for(event))
+
+    def remains(self) -> Everything | None:
+        """Return None if all that calls have left behind is on the server, so that another guard would do as well."""
+        # What is queued for listeners waits for the next call: this guard's own lock is held.
+        with self._local._lock:  # noqa: SLF001 - its guard
+            left_here = self._local.remains() is not None
+        return EVERYTHING if left_here or self._holds() else None
+
+    def _holds(self) -> bool:
+        """Tell whether this process keeps something that a new guard would not have. The lock is held."""
+        return False
 
     def statistics(self) -> SharedStatistics:
         """Return a frozen snapshot of what was decided in this process. Not a checkpoint; any thread."""

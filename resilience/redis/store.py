@@ -97,6 +97,7 @@ class RedisStore:
             self._link.withdraw(request)
             self._breaker.settle_exception(permit, error)
             raise
+        request.accept()
         permit.success()
         return reply
 
@@ -121,6 +122,7 @@ class RedisStore:
             self._link.withdraw(request)
             self._breaker.settle_exception(permit, error)
             raise
+        request.accept()
         permit.success()
         return reply
 
