@@ -22,6 +22,8 @@ from tests.adapter.test_connection import outcome
 from tests.resilience.support import assert_caught, run
 from webhook_adapter.egress import EgressPolicy, default_transport, socket_transport
 from webhook_adapter.egress.connection import Connection
+from webhook_adapter.egress.httpcore_transport import HttpcoreTransport
+from webhook_adapter.egress.transport import EgressTransport
 from webhook_adapter.keys import new_secret
 from webhook_adapter.model import Endpoint, FailureKind, Message, SigningSecret
 from webhook_adapter.sender import Sender
@@ -146,6 +148,7 @@ def harmless(backend: str) -> Callable[[], None]:
                 held.append(tracemalloc.get_traced_memory()[1])
                 gc.collect()
                 left.append(tracemalloc.get_traced_memory()[0])
+            assert requests_kept(transport) == 0
         assert judge.problems == []
         assert {None, FailureKind.TIMEOUT, FailureKind.PROTOCOL} <= set(judge.seen)
         assert judge.seen["good"] > ANSWERS / 20
@@ -161,6 +164,14 @@ def harmless(backend: str) -> Callable[[], None]:
         gc.collect()
 
     return law
+
+
+def requests_kept(transport: httpx.AsyncBaseTransport) -> int:
+    """Return how many requests httpcore believes to be under way."""
+    assert isinstance(transport, EgressTransport)
+    assert transport._latest is not None
+    carrier = transport._latest[1].transport
+    return len(carrier._pools["http"]._requests) if isinstance(carrier, HttpcoreTransport) else 0
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

@@ -165,12 +165,15 @@ class _Body(httpx.AsyncByteStream):
             return await anext(self._chunks)
 
     async def aclose(self) -> None:
-        await self._unwind()
-        stream = self._response.extensions.get("network_stream")
-        if isinstance(stream, _Stream) and _more_came(self._response):
-            await stream.aclose()
-        with _as_httpx():
-            await self._response.aclose()
+        try:
+            await self._unwind()
+            stream = self._response.extensions.get("network_stream")
+            if isinstance(stream, _Stream) and _more_came(self._response):
+                await stream.aclose()
+        finally:
+            # Whatever cancels the rest: the pool would keep the request for ever.
+            with _as_httpx():
+                await self._response.aclose()
 
     async def _unwind(self) -> None:
         """End the generators within httpcore that stand between its connection and us.
