@@ -10,6 +10,7 @@ import pytest
 from resilience.machines.checks import (
     callable_or_none,
     finite,
+    instance,
     non_negative,
     positive,
     positive_int,
@@ -74,3 +75,22 @@ def test_callables_are_callable() -> None:
     for bad in (3, "bool", ()):
         with pytest.raises(ValueError, match=r"^on_result must be callable, not "):
             callable_or_none("on_result", bad)
+
+
+def test_refusal_says_whether_infinity_would_do() -> None:
+    """A number that has to be finite is called so, and no other."""
+    for check, infinite, text in (
+        (positive, False, "x must be a positive finite number, not -1"),
+        (positive, True, "x must be a positive number, not -1"),
+        (non_negative, False, "x must be a finite number of at least 0, not -1"),
+        (non_negative, True, "x must be a number of at least 0, not -1"),
+    ):
+        with pytest.raises(ValueError, match=f"^{text}$"):
+            check("x", -1, infinite=infinite)
+
+
+def test_instance_is_of_its_kind() -> None:
+    """What is none is named, and so is the kind."""
+    assert instance("x", 3, int) == 3
+    with pytest.raises(ValueError, match=r"^x must be a int, not 'three'$"):
+        instance("x", "three", int)
