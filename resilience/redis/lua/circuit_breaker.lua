@@ -199,10 +199,12 @@ elseif what == 'isolate' then
     c.beneath = c.state == HALF_OPEN and OPEN or c.state
     become(ISOLATED, now)
   end
-elseif what == 'lift' and c.isolations > 0 then
-  c.isolations, changed = c.isolations - 1, true
-  if c.isolations == 0 then
-    become(c.beneath, now)
+elseif what == 'lift' then
+  if c.isolations > 0 then
+    c.isolations, changed = c.isolations - 1, true
+    if c.isolations == 0 then
+      become(c.beneath, now)
+    end
   end
   tick()
 elseif what == 'reset' then

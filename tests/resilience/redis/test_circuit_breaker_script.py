@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from resilience import ConsecutiveFailures, CountWindow, FailureRate, SlowCallRate, TimeWindow
@@ -19,6 +19,8 @@ from tests.resilience.redis.virtual import HUNT, LAW, LONGER, ServerTime, mutant
 from tests.resilience.support import assert_caught
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hypothesis import settings
 
     from resilience.machines.tripping import TripCondition
@@ -181,11 +183,62 @@ class Pair:
             assert life == -2 or life > 1_800_000
 
 
+Step: TypeAlias = "tuple[int | str, str, int, bool, bool]"
+
+
+def then(what: str, when: int | str = 0, *, failed: bool = False) -> Step:
+    """Return a step, by default at once."""
+    return when, what, 0, failed, False
+
+
+WELL = [then("admit"), then("record")]
+FAILS = [then("admit"), then("record", failed=True)]
+PROBE = [then("admit", "due")]
+
+#: Courses that show faults which chance finds late: conditions, probes at a time, successes that close, and steps.
+TELLING: list[tuple[tuple[TripCondition, ...], int, int, list[Step]]] = [
+    # Nothing is isolated when somebody lifts, and a break is just over.
+    ((ConsecutiveFailures(1),), 1, 1, [*FAILS, then("lift", "due")]),
+    # One probe at a time; a circuit that opens knows no probe any more.
+    ((ConsecutiveFailures(1),), 1, 1, [*FAILS, *PROBE, then("admit")]),
+    ((ConsecutiveFailures(1),), 2, 1, [*FAILS, *PROBE, *FAILS]),
+    # One success is not two, be it told twice, or another one before the circuit opened again.
+    ((ConsecutiveFailures(1),), 1, 2, [*FAILS, *PROBE, then("record"), then("record")]),
+    ((ConsecutiveFailures(1),), 1, 2, [*FAILS, *PROBE, then("record"), *FAILS, *PROBE, then("record")]),
+    # A probe that was slow has failed.
+    ((ConsecutiveFailures(1),), 1, 1, [*FAILS, *PROBE, (0, "record", 0, False, True)]),
+    # A success ends a row of failures; so does a circuit that closes.
+    ((ConsecutiveFailures(2),), 1, 1, [*FAILS, *WELL, *FAILS]),
+    ((ConsecutiveFailures(2),), 1, 1, [*FAILS, *FAILS, *PROBE, then("record"), *FAILS]),
+    # A probe that is renewed may take longer.
+    ((ConsecutiveFailures(1),), 1, 1, [*FAILS, *PROBE, then("renew", 60), then("record", 250)]),
+    # What has left a window, of calls or of time.
+    ((FailureRate(1.0, CountWindow(2), min_calls=2),), 1, 1, [*WELL, *FAILS, *FAILS]),
+    (
+        (FailureRate(0.6, TimeWindow(0.0002), min_calls=3),),
+        1,
+        1,
+        [*FAILS, *FAILS, then("admit", 200), then("record", failed=True)],
+    ),
+    # Isolated twice, and lifted once; isolated over a probe.
+    ((ConsecutiveFailures(1),), 1, 1, [then("isolate"), then("isolate"), then("lift")]),
+    ((ConsecutiveFailures(1),), 1, 1, [*FAILS, *PROBE, then("isolate"), then("lift")]),
+]
+
+
+def told(law: Callable[..., None]) -> Callable[..., None]:
+    """Try a law on the telling courses first."""
+    for *terms, steps in reversed(TELLING):
+        law = example(tuple(terms), steps)(law)
+    return law
+
+
 def law_of_the_model(time: ServerTime, script: Script, effort: settings = LAW) -> None:
     """Script and machine are in the same state at every step, came there at the same instants, and answer alike."""
 
     @effort
     @given(TERMS, STEPS)
+    @told
     def law(
         terms: tuple[tuple[TripCondition, ...], int, int], steps: list[tuple[int | str, str, int, bool, bool]]
     ) -> None:
