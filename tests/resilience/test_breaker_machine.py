@@ -462,3 +462,17 @@ def test_outcome_that_comes_too_late_is_told() -> None:
     machine.release(machine.generation, probe)
     assert not machine.record(machine.generation, probe, RECOVERY, failed=True, slow=False)
     assert machine.state is CircuitState.HALF_OPEN
+
+
+def test_closing_takes_every_success_of_the_threshold() -> None:
+    """The third of three closes the circuit, at the instant at which it is recorded; each of them counts."""
+    machine = _breaker(failures=1, successes=3)
+    assert machine.record(machine.generation, 0, 0, failed=False, slow=False)
+    assert machine.record(machine.generation, 0, 0, failed=True, slow=False)
+    machine.tick(RECOVERY)
+    states = []
+    for now in range(RECOVERY, RECOVERY + 3):
+        assert machine.record(machine.generation, machine.admit(now) or 0, now, failed=False, slow=False)
+        states.append(machine.state)
+    assert states == [CircuitState.HALF_OPEN, CircuitState.HALF_OPEN, CircuitState.CLOSED]
+    assert machine.changes[-1] == (CircuitState.HALF_OPEN, CircuitState.CLOSED, RECOVERY + 2)

@@ -458,3 +458,11 @@ async def test_calls_that_are_sampled_run() -> None:
     assert await Policy(guard).call(work) == 7
     assert guard.statistics().sampled == 1
     assert guard.in_storm
+
+
+def test_what_has_left_the_window_is_no_measure_of_a_key() -> None:
+    """Of a quota of two, the second newest in the window says when there is room, not one that was forgotten."""
+    shares = KeyShares(window_ns=10, limit=5, quota=2)
+    for now_ns in (0, 8, 12):
+        shares.take("a", now_ns)
+    assert shares.ready_at("a") == 19
