@@ -30,8 +30,8 @@ class Permits:
         return True
 
     def take_within(self, share: Fraction) -> bool:
-        """Take a permit while those that are out are fewer than this share of the limit, rounded up."""
-        if self.in_use >= -(-self.limit * share.numerator // share.denominator):
+        """Take a permit while those that are out are fewer than this share of the limit."""
+        if self.in_use * share.denominator >= self.limit * share.numerator:
             return False
         self.in_use += 1
         return True

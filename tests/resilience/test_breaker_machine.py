@@ -447,10 +447,11 @@ def test_generations_only_grow() -> None:
     """Whatever changes, none comes again: an admission of long ago is never taken for one of now."""
     machine = _breaker(failures=1)
     generations = [machine.generation]
-    for change in (machine.reset, machine.trip, machine.tick, machine.isolate, machine.lift, machine.reset):
+    changes = (machine.reset, machine.reset, machine.trip, machine.tick, machine.isolate, machine.lift, machine.reset)
+    for change in changes:
         change(RECOVERY * len(generations))
         generations.append(machine.generation)
-    assert generations == [0, 1, 2, 3, 4, 5, 6]
+    assert generations == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_outcome_that_comes_too_late_is_told() -> None:
@@ -475,4 +476,8 @@ def test_closing_takes_every_success_of_the_threshold() -> None:
         assert machine.record(machine.generation, machine.admit(now) or 0, now, failed=False, slow=False)
         states.append(machine.state)
     assert states == [CircuitState.HALF_OPEN, CircuitState.HALF_OPEN, CircuitState.CLOSED]
-    assert machine.changes[-1] == (CircuitState.HALF_OPEN, CircuitState.CLOSED, RECOVERY + 2)
+    assert machine.changes == [
+        (CircuitState.CLOSED, CircuitState.OPEN, 0),
+        (CircuitState.OPEN, CircuitState.HALF_OPEN, RECOVERY),
+        (CircuitState.HALF_OPEN, CircuitState.CLOSED, RECOVERY + 2),
+    ]

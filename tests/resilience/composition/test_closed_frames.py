@@ -38,7 +38,7 @@ async def body() -> None:
     await pause()
 
 
-async def stream() -> AsyncIterator[str]:
+async def stream() -> AsyncGenerator[str, None]:
     """Wait before the item, and after it."""
     await pause()
     yield "item"
@@ -134,10 +134,28 @@ def test_law_of_closed_frames_catches_a_guard() -> None:
     assert_caught(law_of_closed_frames(_Impatient))
 
 
+def _python_closes_in_the_middle_of_a_step() -> bool:
+    """Tell whether a step that was closed leaves its generator closable, as it does from Python 3.13 on."""
+    frame = stream()
+    step: Any = anext(frame)
+    assert step.send(None) == PAUSED
+    step.close()
+    try:
+        frame.aclose().send(None)
+    except StopIteration:
+        return True
+    except RuntimeError:
+        return False
+    raise AssertionError("a closed generator waits")
+
+
 async def _close_anyhow(stream: AsyncGenerator[Any, Any]) -> None:
     await stream.aclose()
 
 
+@pytest.mark.skipif(
+    _python_closes_in_the_middle_of_a_step(), reason="this Python does itself what the mutant leaves out"
+)
 def test_law_of_closed_frames_catches_the_machinery(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream that is closed in the middle of a step counts its call as failed: that is seen."""
     monkeypatch.setattr(streaming, "close", _close_anyhow)
