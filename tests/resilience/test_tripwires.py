@@ -93,6 +93,7 @@ def law_of_windows(kind: type[RateOfCalls | RateOfTime]) -> Callable[[], None]:
     @example(calls=[FAILED, FAILED, GOOD], slow_calls=False, later_ns=0)
     @example(calls=[FAILED, *[GOOD] * SIZE], slow_calls=False, later_ns=0)
     @example(calls=[SLOW] * 3, slow_calls=True, later_ns=0)
+    @example(calls=[GOOD, (SLICE_NS, False, False)], slow_calls=False, later_ns=SLICE_NS * (SLICES - 1))
     @example(calls=[FAILED, (5, True, False), (5, False, False), GOOD], slow_calls=False, later_ns=5)
     def law(calls: list[Call], slow_calls: bool, later_ns: int) -> None:  # noqa: FBT001 - drawn
         wire = _rate(kind, slow_calls=slow_calls)
@@ -317,8 +318,22 @@ def test_a_window_of_time_notes_only_that_nothing_is_left() -> None:
     assert wire.notes() == ()
     wire.good(0)
     assert wire.notes() is None
+    assert Tripwires([Consecutive(2), wire]).notes() is None
     wire.age(SLICE_NS * SLICES)
     assert wire.notes() == ()
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        RateOfCalls(SIZE, Fraction(1, 3), 3, slow_calls=False),
+        RateOfTime(SLICE_NS, SLICES, Fraction(1, 3), 3, slow_calls=False),
+    ],
+    ids=["of calls", "of time"],
+)
+def test_a_call_that_went_well_may_be_what_makes_the_calls_enough(wire: Tripwire) -> None:
+    """One failure of three calls is a third, however the last of them ended."""
+    assert [wire.bad(0, failed=True, slow=False), wire.good(0), wire.good(0)] == [False, False, True]
 
 
 # -- conditions -----------------------------------------------------------------------------------------------------
