@@ -6,7 +6,8 @@ Rules of this module:
   uses up no attempt. Some room always stays free for endpoints that have none yet, however many others are slow.
 * One outcome is judged once for the breaker and once for the delivery, by the same table (`lifecycle`), and recorded in
   one fenced transaction. An outcome that cannot be recorded stops the claiming until it can: nothing is sent blindly.
-* An attempt starts only under a lease that outlives it.
+* An attempt starts only under a lease that outlives it, and only while fewer than `max_concurrent` have begun whose
+  outcomes are not recorded: so many may come twice after a crash (WH15).
 * It sleeps until the next delivery is due or somebody wakes it; the one thing it looks for unasked, now and then, is
   what other processes have written.
 * Stopped, it claims no more and begins no more, lets what is in flight end within the grace period, and gives the
@@ -162,7 +163,10 @@ class Dispatcher:
         self._woken = False
         self._stopping = False
         self._done: anyio.Event | None = None
-        self._recorder = Recorder(store, clock=clock, wall=wall, recovered=self.wake, done=self._over)
+        self._recorder = Recorder(store, clock=clock, wall=wall, recovered=self.wake, done=self._recorded)
+        # Attempts that have begun, and whose outcomes are not recorded; and who waits for one of them to be.
+        self._exposed = 0
+        self._less_exposed: anyio.Event | None = None
         # How many are leased, but for those that wait for their endpoint's turn: what is or may be in flight.
         self._sending = 0
         self._active = 0
@@ -359,6 +363,11 @@ class Dispatcher:
         """Make one delivery after the other while there are any: the next one costs no new task, and no waiting."""
         try:
             while guards.ready:
+                if self._exposed >= self._settings.max_concurrent:
+                    if self._less_exposed is None:
+                        self._less_exposed = anyio.Event()
+                    await self._less_exposed.wait()
+                    continue
                 claim = guards.ready.popleft()
                 if len(guards.ready) == guards.lookahead // 2:
                     self.wake()
@@ -409,9 +418,14 @@ class Dispatcher:
         if lease_until is None or lease_until - now < self._lease_margin:
             raise _NotNowError(0.0, alone=True)
         self._attempts += 1
+        self._exposed += 1
         guards.begun += 1
         try:
             return await self._sender.send(claim.endpoint, claim.message)
+        except BaseException as error:
+            if not isinstance(error, Exception) or isinstance(error, RejectedError):
+                self._expose_less(1)  # it has no outcome, and is given back
+            raise
         finally:
             guards.begun -= 1
 
@@ -459,6 +473,17 @@ class Dispatcher:
         settlement = Settlement(claim, outcome, judgement, now, self._blocked_until(guards, outcome, now))
         if self._recorder.add(settlement):
             self._crew.start(self._recorder.flush)
+
+    def _recorded(self, count: int) -> None:
+        """Note that so many outcomes need no more be recorded."""
+        self._expose_less(count)
+        self._over(count)
+
+    def _expose_less(self, count: int) -> None:
+        self._exposed -= count
+        if self._less_exposed is not None:
+            self._less_exposed.set()
+            self._less_exposed = None
 
     def _over(self, count: int) -> None:
         """Note that this process has nothing more to do with so many deliveries."""

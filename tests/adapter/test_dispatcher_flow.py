@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+import anyio
 import attrs
 import httpx
 import pytest
@@ -215,3 +216,31 @@ async def test_an_outcome_that_a_cancellation_overtakes_is_recorded(
         assert (await service.store_statistics()).delivered == 0
     async with WebhookService(tmp_path, settings=limits, clock=clock, dispatch=False) as service:
         assert (await service.store_statistics()).delivered == 1
+
+
+async def test_no_more_is_sent_than_may_come_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """WH15: while outcomes wait to be recorded they count as in flight, so a crash repeats no more than that."""
+    gate = anyio.Event()
+    real = Store.record
+
+    async def record(self: Store, settlements: list[Settlement]) -> object:
+        await gate.wait()
+        return await real(self, settlements)
+
+    monkeypatch.setattr(Store, "record", record)
+    clock = ManualClock()
+    wire = Wire(clock)
+    limits = settings(max_concurrent=5, endpoint_max_concurrent=5)
+    async with WebhookService(settings=limits, clock=clock, transport=wire) as service:
+        endpoint = await service.register_endpoint(url("a.example"))
+        await service.update_endpoint(endpoint.id, paused=True)
+        await send(service, "order.paid", 20)
+        await service.update_endpoint(endpoint.id, paused=False)
+        await until(service, lambda: len(wire.begun) >= 4)
+        for _ in range(20):
+            await service.store_statistics()
+        assert len(wire.begun) <= 5
+        gate.set()
+        await service.wait_until_idle()
+        assert len(wire.begun) == 20
+        assert (await service.store_statistics()).delivered == 20
